@@ -1,9 +1,20 @@
 //! Events from the programs, Cilium's layouts. Packet bytes follow the struct.
 //!
 //! Integers are in host byte order. Transport: one BPF ring buffer per CPU, see
-//! [`crate::names::EVENTS`].
+//! [`crate::names::EVENTS`]. A record is a [`RecordHeader`], the event, the packet bytes. A record
+//! that found its ring full is counted in [`crate::names::EVENTS_LOST`].
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+/// What every record of a ring begins with; user space merges the rings by it.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(C)]
+pub struct RecordHeader {
+    /// `bpf_ktime_get_ns()`: nanoseconds since boot, without the time asleep (CLOCK_MONOTONIC).
+    pub timestamp_ns: u64,
+}
 
 /// First byte of every event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

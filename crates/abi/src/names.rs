@@ -35,6 +35,10 @@ pub const METRICS: MapName =
     MapName { name: "cilium_metrics_v1", max_entries: crate::metrics::METRICS_LEN };
 /// Array of one ring buffer per possible CPU.
 pub const EVENTS: MapName = MapName { name: "cilium_events_v1", max_entries: 0 };
+/// Bytes of each of those ring buffers, by default. A power of two, at least a page.
+pub const EVENTS_RING_BYTES: u32 = 512 * 1024;
+/// Events that found their ring full: one `u64` per CPU.
+pub const EVENTS_LOST: MapName = MapName { name: "cilium_events_lost_v1", max_entries: 1 };
 
 /// Program at the ingress of a pod's host-side device: what the pod sends.
 pub const FROM_CONTAINER: &str = "cil_from_container";
