@@ -1,1 +1,55 @@
-fn main() {}
+//! `cargo xtask`: everything about this repository that is automated, in one place.
+//!
+//! Each verb is a module: it says what it is about to do, installs what it needs (and says so),
+//! and ends with a status that a script can rely on. The verbs that newcomers meet are `demo` (a
+//! cluster on this machine) and `test` (everything we can check here).
+
+mod bpf;
+mod build;
+mod shell;
+mod vm;
+
+use std::time::Duration;
+
+use clap::{Parser, Subcommand};
+
+use crate::shell::Root;
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "Build, try, test and measure this repository")]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Build the BPF programs into target/bpf/cilium.bpf.o, finding or installing a compiler.
+    BuildBpf,
+    /// Build everything, optimised, into target/release.
+    Build,
+    /// Run a command under another kernel, in a virtual machine with this machine's files.
+    VmRun {
+        /// Series of Debian's kernel.
+        #[arg(long, default_value = vm::KERNELS[0])]
+        kernel: String,
+        /// Seconds until the virtual machine is stopped.
+        #[arg(long, default_value_t = 600)]
+        timeout: u64,
+        /// The command and its arguments.
+        #[arg(required = true, trailing_var_arg = true)]
+        command: Vec<String>,
+    },
+}
+
+fn main() -> anyhow::Result<()> {
+    let cli = Cli::parse();
+    let root = Root::find();
+    match cli.verb {
+        Verb::BuildBpf => bpf::build(&root).map(drop),
+        Verb::Build => build::release(&root),
+        Verb::VmRun { kernel, timeout, command } => {
+            vm::command(&root, &kernel, Duration::from_secs(timeout), &command)
+        }
+    }
+}
