@@ -16,6 +16,11 @@ pub const AGGREGATION_LOWEST: u8 = 1;
 /// `DatapathConfig::monitor_aggregation`: only what connection tracking reports.
 pub const AGGREGATION_MEDIUM: u8 = 3;
 
+/// Index in [`crate::names::RUNTIME_CONFIG`]: which events somebody listens to, a set of
+/// `1 << EventType`. The reader of the rings sets it while it reads and clears it when nobody
+/// listens any more; at 0, the default, an event costs the programs one load and one branch.
+pub const RUNTIME_EVENTS: u32 = 128;
+
 /// The configuration of all programs of a node, symbol `CONFIG` in `.rodata`.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,

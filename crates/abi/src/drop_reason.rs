@@ -150,3 +150,5 @@ pub const fn forward_text(number: u8) -> Option<&'static str> {
 
 /// The metric reason of a packet that was forwarded.
 pub const REASON_FORWARDED: u8 = 0;
+/// The metric reason of a packet that came in by a device of the node.
+pub const REASON_INTERFACE: u8 = 3;

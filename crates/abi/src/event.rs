@@ -30,6 +30,26 @@ pub enum EventType {
     Trace = 4,
 }
 
+impl EventType {
+    /// The bit of this type in [`crate::config::RUNTIME_EVENTS`].
+    pub const fn listener_bit(self) -> u64 {
+        1 << self as u8
+    }
+}
+
+/// Bytes of a packet that an event carries at most, whatever the configuration says.
+pub const CAPTURE_LEN_MAX: usize = 192;
+
+/// Subtype of [`DebugMessage`]: delivered to a local endpoint; its id, the source identity.
+pub const DEBUG_LOCAL_DELIVERY: u8 = 2;
+/// Subtype of [`DebugMessage`]: into the tunnel; the node's IPv4 address or the last four bytes of
+/// its IPv6 address, the source identity.
+pub const DEBUG_ENCAP: u8 = 3;
+/// Subtype of [`DebugMessage`]: answered a neighbour solicitation; last four bytes of the target.
+pub const DEBUG_ICMP6_NS: u8 = 13;
+/// Subtype of [`DebugMessage`]: out of the tunnel; the VNI.
+pub const DEBUG_DECAP: u8 = 16;
+
 /// Where in the datapath a packet was seen: the subtype of [`TraceNotify`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]

@@ -40,6 +40,10 @@ pub const EVENTS_RING_BYTES: u32 = 512 * 1024;
 /// Events that found their ring full: one `u64` per CPU.
 pub const EVENTS_LOST: MapName = MapName { name: "cilium_events_lost_v1", max_entries: 1 };
 
+/// What the running programs may be told: [`crate::config::RUNTIME_EVENTS`] and the like → `u64`.
+/// Cilium's map of the same name; our indices start where Cilium has none.
+pub const RUNTIME_CONFIG: MapName = MapName { name: "cilium_runtime_config", max_entries: 256 };
+
 /// Program at the ingress of a pod's host-side device: what the pod sends.
 pub const FROM_CONTAINER: &str = "cil_from_container";
 /// Program at the egress of a pod's host-side device: what the stack delivers to the pod.
