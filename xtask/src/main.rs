@@ -7,8 +7,12 @@
 mod bpf;
 mod build;
 mod shell;
+mod test;
+mod tidy;
+mod verifier;
 mod vm;
 
+use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Parser, Subcommand};
@@ -28,6 +32,15 @@ enum Verb {
     BuildBpf,
     /// Build everything, optimised, into target/release.
     Build,
+    /// Run the tests, all or the named stages.
+    Test {
+        stages: Vec<test::Stage>,
+        /// Renew the tables that tests compare with.
+        #[arg(long)]
+        bless: bool,
+    },
+    /// Check the tree's own rules: who knows whom, how files begin, what is dead.
+    Tidy,
     /// Run a command under another kernel, in a virtual machine with this machine's files.
     VmRun {
         /// Series of Debian's kernel.
@@ -42,14 +55,29 @@ enum Verb {
     },
 }
 
-fn main() -> anyhow::Result<()> {
-    let cli = Cli::parse();
+fn main() -> ExitCode {
+    let verb = Cli::parse().verb;
     let root = Root::find();
-    match cli.verb {
+    let result = match verb {
         Verb::BuildBpf => bpf::build(&root).map(drop),
         Verb::Build => build::release(&root),
+        Verb::Test { stages, bless } => {
+            return if test::test(&root, &stages, bless) {
+                ExitCode::SUCCESS
+            } else {
+                ExitCode::FAILURE
+            };
+        }
+        Verb::Tidy => tidy::check(&root).map(|()| shell::say("the tree is tidy")),
         Verb::VmRun { kernel, timeout, command } => {
             vm::command(&root, &kernel, Duration::from_secs(timeout), &command)
+        }
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
         }
     }
 }

@@ -16,7 +16,6 @@
 use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::io::{BufRead, BufReader};
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -39,7 +38,6 @@ const DEVICE_MODULES: [&str; 7] =
 /// A kernel on disk, ready to be booted.
 #[derive(Clone, Debug)]
 pub(crate) struct Kernel {
-    pub(crate) series: String,
     /// The full release, `uname -r` in the guest.
     pub(crate) release: String,
     dir: PathBuf,
@@ -54,7 +52,7 @@ pub(crate) fn kernel(root: &Root, series: &str) -> anyhow::Result<Kernel> {
     let dir = root.target().join("vm").join(series);
     let release_file = dir.join("release");
     if let Ok(release) = std::fs::read_to_string(&release_file) {
-        return Ok(Kernel { series: series.to_owned(), release, dir });
+        return Ok(Kernel { release, dir });
     }
     let package = package(series)?;
     say(format!("downloading Debian's kernel package {package}"));
@@ -74,7 +72,7 @@ pub(crate) fn kernel(root: &Root, series: &str) -> anyhow::Result<Kernel> {
         .to_owned();
     output(Command::new("depmod").arg("-b").arg(&dir).arg(&release))?;
     std::fs::write(&release_file, &release)?;
-    Ok(Kernel { series: series.to_owned(), release, dir })
+    Ok(Kernel { release, dir })
 }
 
 /// The package that Debian's metapackages name for a series.
@@ -231,7 +229,7 @@ fn guest_script(kernel: &Kernel, script: &str) -> anyhow::Result<String> {
          mount -t bpf bpf /sys/fs/bpf\n\
          mount -t cgroup2 cgroup2 /sys/fs/cgroup\n\
          mount -t tmpfs tmpfs /tmp\n\
-         mkdir -p /dev/pts /dev/shm\n\
+         mkdir -p /dev/pts /dev/shm /lib/modules\n\
          mount -t devpts devpts /dev/pts\n\
          mount -t tmpfs tmpfs /dev/shm\n\
          ln -sf /proc/self/fd /dev/fd\n\
