@@ -4,6 +4,7 @@
 //! and ends with a status that a script can rely on. The verbs that newcomers meet are `demo` (a
 //! cluster on this machine) and `test` (everything we can check here).
 
+mod bench;
 mod bpf;
 mod build;
 mod shell;
@@ -39,6 +40,11 @@ enum Verb {
         #[arg(long)]
         bless: bool,
     },
+    /// Measure, all or one of: datapath, load, pod, cni, memory, lab.
+    Bench { name: Option<String> },
+    /// An end of a benchmark's connection.
+    #[command(hide = true)]
+    BenchPeer(bench::PeerArguments),
     /// Check the tree's own rules: who knows whom, how files begin, what is dead.
     Tidy,
     /// Run a command under another kernel, in a virtual machine with this machine's files.
@@ -68,6 +74,8 @@ fn main() -> ExitCode {
                 ExitCode::FAILURE
             };
         }
+        Verb::Bench { name } => bench::bench(&root, name.as_deref()),
+        Verb::BenchPeer(arguments) => bench::peer(&arguments),
         Verb::Tidy => tidy::check(&root).map(|()| shell::say("the tree is tidy")),
         Verb::VmRun { kernel, timeout, command } => {
             vm::command(&root, &kernel, Duration::from_secs(timeout), &command)

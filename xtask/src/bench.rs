@@ -1,0 +1,244 @@
+//! `bench`: figures beside their baselines, taken in the same run.
+//!
+//! A benchmark repeats all of its variants in turn (never one and then the other), so that what
+//! else the machine does hits them alike, and reports medians, spread, and ratios of medians. The
+//! table goes to the terminal and `target/bench/<name>.json`; every report names the kernel and the
+//! method.
+
+mod cluster;
+mod peer;
+mod pods;
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context, bail};
+use serde_json::json;
+
+use crate::shell::{self, Root, output, run, say};
+
+pub(crate) use peer::{PeerArguments, command as peer};
+
+/// What can be measured, in the order of a full run.
+const NAMES: [&str; 6] = ["datapath", "load", "pod", "cni", "memory", "lab"];
+
+/// Repetitions of every variant. `XTASK_BENCH_REPETITIONS` changes it for a quick look.
+fn repetitions() -> usize {
+    std::env::var("XTASK_BENCH_REPETITIONS").ok().and_then(|text| text.parse().ok()).unwrap_or(9)
+}
+
+/// Runs one benchmark, or all.
+pub(crate) fn bench(root: &Root, name: Option<&str>) -> anyhow::Result<()> {
+    if let Some(name) = name
+        && !NAMES.contains(&name)
+    {
+        bail!("no benchmark {name:?}: there are {}", NAMES.join(", "));
+    }
+    if !shell::is_root() {
+        bail!("benchmarks load BPF programs and make network namespaces: start as root");
+    }
+    crate::test::lab_packages()?;
+    crate::build::release(root)?;
+    let mut failed = Vec::new();
+    for candidate in NAMES.iter().filter(|candidate| name.is_none_or(|name| name == **candidate)) {
+        say(format!("bench {candidate}"));
+        let result = match *candidate {
+            // These need the kernel crate, so they are programs of that crate.
+            "datapath" => example(root, "bench_datapath"),
+            "load" => example(root, "bench_load"),
+            "pod" => pods::bench(root),
+            "cni" => cluster::cni(root),
+            "memory" => cluster::memory(root),
+            _ => cluster::lab(root),
+        };
+        if let Err(error) = result {
+            eprintln!("error: bench {candidate}: {error:#}");
+            failed.push(*candidate);
+        }
+    }
+    if !failed.is_empty() {
+        bail!("these benchmarks failed: {}", failed.join(", "));
+    }
+    Ok(())
+}
+
+fn example(root: &Root, name: &str) -> anyhow::Result<()> {
+    run(shell::cargo(root).args(["run", "--release", "--package", "kernel", "--example", name]))
+}
+
+/// Figures of one benchmark: by metric, by variant, one per repetition.
+struct Report {
+    name: &'static str,
+    method: String,
+    /// The variant that others are divided by.
+    baseline: Option<&'static str>,
+    metrics: BTreeMap<String, BTreeMap<String, Vec<f64>>>,
+    limits: Vec<Limit>,
+}
+
+/// What a figure must reach.
+struct Limit {
+    metric: &'static str,
+    variant: &'static str,
+    /// Divides the figure, when it is a ratio that is limited: the best of these by the metric's
+    /// own direction.
+    against: &'static [&'static str],
+    at_most: Option<f64>,
+    at_least: Option<f64>,
+}
+
+impl Report {
+    fn new(name: &'static str, method: impl Into<String>) -> Self {
+        Self {
+            name,
+            method: method.into(),
+            baseline: None,
+            metrics: BTreeMap::new(),
+            limits: Vec::new(),
+        }
+    }
+
+    fn add(&mut self, metric: &str, variant: &str, value: f64) {
+        let variants = self.metrics.entry(metric.to_owned()).or_default();
+        variants.entry(variant.to_owned()).or_default().push(value);
+    }
+
+    fn median(&self, metric: &str, variant: &str) -> Option<f64> {
+        self.metrics.get(metric)?.get(variant).map(|values| median(values))
+    }
+
+    /// Prints the table, writes the JSON, and says which limits were missed.
+    fn finish(self, root: &Root) -> anyhow::Result<()> {
+        let kernel = output(std::process::Command::new("uname").arg("-sr"))?;
+        let kernel = kernel.trim();
+        println!("\n{}, {kernel}, {} CPUs", self.name, cpus());
+        println!("{}\n", self.method);
+        println!("| metric | variant | median | min | max | n | ratio |");
+        println!("|---|---|---:|---:|---:|---:|---:|");
+        let mut rows = Vec::new();
+        for (metric, variants) in &self.metrics {
+            for (variant, values) in variants {
+                let (low, middle, high) = (minimum(values), median(values), maximum(values));
+                let ratio = self
+                    .baseline
+                    .filter(|baseline| baseline != variant)
+                    .and_then(|baseline| self.median(metric, baseline))
+                    .map(|baseline| middle / baseline);
+                let shown = ratio.map_or_else(String::new, |ratio| format!("{ratio:.3}"));
+                println!(
+                    "| {metric} | {variant} | {middle:.2} | {low:.2} | {high:.2} | {} | {shown} |",
+                    values.len()
+                );
+                rows.push(json!({
+                    "metric": metric, "variant": variant, "median": middle, "min": low,
+                    "max": high, "values": values, "ratio": ratio,
+                }));
+            }
+        }
+        println!();
+        let verdicts: Vec<_> = self.limits.iter().filter_map(|limit| self.verdict(limit)).collect();
+        for (text, reached) in &verdicts {
+            println!("{} {text}", if *reached { "reached:" } else { "MISSED: " });
+        }
+        let report = json!({
+            "name": self.name, "kernel": kernel, "cpus": cpus(), "method": self.method, "rows": rows,
+            "limits": verdicts.iter().map(|(text, reached)| json!({"limit": text, "reached": reached})).collect::<Vec<_>>(),
+        });
+        let dir = root.target().join("bench");
+        std::fs::create_dir_all(&dir)?;
+        let path = dir.join(format!("{}.json", self.name));
+        std::fs::write(&path, serde_json::to_string_pretty(&report)?)
+            .with_context(|| format!("cannot write {}", path.display()))?;
+        say(format!("wrote {}", path.display()));
+        Ok(())
+    }
+
+    /// What a limit says about the medians, and whether it is kept.
+    fn verdict(&self, limit: &Limit) -> Option<(String, bool)> {
+        let own = self.median(limit.metric, limit.variant)?;
+        let others = limit.against.iter().filter_map(|other| self.median(limit.metric, other));
+        // A lower bound is held against the best baseline, an upper bound against the named one.
+        let base = others.fold(None, |best: Option<f64>, value| {
+            Some(best.map_or(value, |best| best.max(value)))
+        });
+        let value = base.map_or(own, |base| own / base);
+        let reached = limit.at_most.is_none_or(|bound| value <= bound)
+            && limit.at_least.is_none_or(|bound| value >= bound);
+        let of = if limit.against.is_empty() {
+            String::new()
+        } else {
+            format!(" of {}", limit.against.join(" or "))
+        };
+        let bound = match (limit.at_most, limit.at_least) {
+            (Some(bound), _) => format!("at most {bound}"),
+            (_, Some(bound)) => format!("at least {bound}"),
+            _ => String::new(),
+        };
+        Some((format!("{}, {}: {value:.3}{of} ({bound})", limit.metric, limit.variant), reached))
+    }
+}
+
+fn cpus() -> usize {
+    std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get)
+}
+
+fn sorted(values: &[f64]) -> Vec<f64> {
+    let mut values = values.to_vec();
+    values.sort_by(f64::total_cmp);
+    values
+}
+
+fn median(values: &[f64]) -> f64 {
+    percentile(values, 50.0)
+}
+
+fn minimum(values: &[f64]) -> f64 {
+    percentile(values, 0.0)
+}
+
+fn maximum(values: &[f64]) -> f64 {
+    percentile(values, 100.0)
+}
+
+/// The nearest value with this share of the values at or below it.
+fn percentile(values: &[f64], percent: f64) -> f64 {
+    let values = sorted(values);
+    let last = values.len().saturating_sub(1);
+    let index = (percent / 100.0 * last as f64).round() as usize;
+    values.get(index).copied().unwrap_or(f64::NAN)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn percentiles_are_values_that_were_seen() {
+        let values = [5.0, 1.0, 4.0, 2.0, 3.0];
+        assert_eq!((minimum(&values), median(&values), maximum(&values)), (1.0, 3.0, 5.0));
+        assert_eq!(percentile(&values, 99.0), 5.0);
+        assert!(percentile(&[], 50.0).is_nan());
+    }
+
+    #[test]
+    fn limits_are_held_against_medians() {
+        let mut report = Report::new("x", "none");
+        for value in [1.0, 9.0, 10.0] {
+            report.add("rr", "ours", value);
+            report.add("rr", "routed", value + 1.0);
+            report.add("rr", "bridge", value - 3.0);
+        }
+        let limit = |against, at_most, at_least| Limit {
+            metric: "rr",
+            variant: "ours",
+            against,
+            at_most,
+            at_least,
+        };
+        let reached = |limit: &Limit| report.verdict(limit).unwrap().1;
+        assert!(reached(&limit(&["routed"], Some(0.9), None)));
+        assert!(!reached(&limit(&["routed"], Some(0.89), None)));
+        assert!(!reached(&limit(&["routed", "bridge"], None, Some(0.97))));
+        assert!(reached(&limit(&["bridge"], None, Some(0.97))));
+        assert!(reached(&limit(&[], Some(9.0), None)));
+    }
+}

@@ -1,0 +1,225 @@
+//! Benchmarks of a whole lab: creating pods (`cni`), what an agent costs (`memory`), starting a
+//! cluster (`lab`).
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use serde_json::Value;
+
+use super::{Limit, Report, percentile, repetitions};
+use crate::shell::{Root, output, say};
+
+/// Pods of the benchmarks that fill a node.
+const PODS: usize = 200;
+
+/// A lab that is taken down when it is no longer needed.
+pub(super) struct Lab {
+    cilium: PathBuf,
+    name: String,
+    kubeconfig: String,
+    /// From the call to Ready.
+    pub(super) took: Duration,
+}
+
+impl Lab {
+    /// Starts a lab and waits until it is ready; the manifests are applied by it.
+    pub(super) fn up(
+        root: &Root,
+        name: &str,
+        nodes: usize,
+        manifests: &[&str],
+    ) -> anyhow::Result<Self> {
+        let mut lab = Self {
+            cilium: root.target().join("release/cilium"),
+            name: format!("{name}-{}", std::process::id()),
+            kubeconfig: String::new(),
+            took: Duration::ZERO,
+        };
+        let mut command =
+            lab.cilium(&["lab", "up", "--name", &lab.name, "--nodes", &nodes.to_string()]);
+        for (index, manifest) in manifests.iter().enumerate() {
+            let path = root.target().join(format!("bench/{name}-{index}.yaml"));
+            std::fs::create_dir_all(root.target().join("bench"))?;
+            std::fs::write(&path, manifest)?;
+            command.arg("-f").arg(path);
+        }
+        let started = Instant::now();
+        output(&mut command)?;
+        lab.took = started.elapsed();
+        lab.kubeconfig =
+            output(&mut lab.cilium(&["lab", "kubeconfig", "--name", &lab.name]))?.trim().to_owned();
+        Ok(lab)
+    }
+
+    fn cilium(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(&self.cilium);
+        command.args(arguments);
+        command
+    }
+
+    pub(super) fn kubectl(&self, arguments: &[&str]) -> anyhow::Result<String> {
+        output(Command::new("kubectl").args(arguments).env("KUBECONFIG", &self.kubeconfig))
+    }
+
+    /// Waits until these are Ready.
+    pub(super) fn wait_ready(&self, kind: &str, names: &[&str]) -> anyhow::Result<()> {
+        let mut arguments = vec!["wait", "--for=condition=Ready", "--timeout=120s", kind];
+        arguments.extend(if names.is_empty() { &["--all"] } else { names });
+        self.kubectl(&arguments).map(drop)
+    }
+
+    pub(super) fn pod_addresses(&self, pod: &str) -> anyhow::Result<Vec<IpAddr>> {
+        let text = self.kubectl(&["get", "pod", pod, "-o", "jsonpath={.status.podIPs[*].ip}"])?;
+        text.split_whitespace().map(|address| Ok(address.parse()?)).collect()
+    }
+
+    /// The words in front of a command that is to run in a pod.
+    pub(super) fn enter(&self, pod: &str) -> anyhow::Result<Vec<String>> {
+        let cilium = self.cilium.to_str().context("a path that is not UTF-8")?;
+        Ok([cilium, "lab", "exec", "--name", &self.name, pod, "--"].map(str::to_owned).to_vec())
+    }
+
+    fn status(&self) -> anyhow::Result<Value> {
+        let text =
+            output(&mut self.cilium(&["lab", "status", "--name", &self.name, "-o", "json"]))?;
+        Ok(serde_json::from_str(&text)?)
+    }
+
+    /// Process id of a node's agent.
+    fn agent(&self, node: &str) -> anyhow::Result<u64> {
+        let status = self.status()?;
+        let nodes = status["nodes"].as_array().context("a lab without nodes")?;
+        let node =
+            nodes.iter().find(|candidate| candidate["name"] == node).context("no such node")?;
+        node["agent_pid"].as_u64().context("no agent runs")
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        let _ = output(&mut self.cilium(&["lab", "down", "--name", &self.name]));
+    }
+}
+
+/// A pod that only exists, on a node of choice.
+pub(super) fn pod(name: &str, node: Option<&str>) -> String {
+    let node = node.map_or_else(String::new, |node| format!("  nodeName: {node}\n"));
+    format!(
+        "apiVersion: v1\nkind: Pod\nmetadata:\n  name: {name}\n  labels:\n    app: bench\nspec:\n{node}  \
+         terminationGracePeriodSeconds: 0\n  containers:\n  - name: pause\n    image: registry.k8s.io/pause:3.10\n"
+    )
+}
+
+/// As many pods on one node, as one manifest.
+fn many_pods(count: usize, node: &str) -> String {
+    (0..count)
+        .map(|index| pod(&format!("bench-{index}"), Some(node)))
+        .collect::<Vec<_>>()
+        .join("---\n")
+}
+
+/// `cni`: the plugin, from exec to its result, while 200 pods are created on one node.
+pub(super) fn cni(root: &Root) -> anyhow::Result<()> {
+    let _ = (root, PODS, percentile as fn(&[f64], f64) -> f64);
+    bail!("not written yet")
+}
+
+/// `memory`: an agent with 200 endpoints.
+pub(super) fn memory(root: &Root) -> anyhow::Result<()> {
+    let mut report = Report::new(
+        "memory",
+        "A lab of two nodes, 200 pods on node-1; resident memory of its agent, kernel memory of the \
+         maps that it pinned (bpftool: bytes_memlock), and its CPU time over 30 s in which nothing happens.",
+    );
+    let lab = Lab::up(root, "bench-memory", 2, &[&many_pods(PODS, "node-1")])?;
+    lab.wait_ready("pod", &[])?;
+    let agent = lab.agent("node-1")?;
+    report.add("agent resident memory, MiB", "200 endpoints", resident_mib(agent)?);
+    report.add("maps, kernel memory, MiB", "200 endpoints", maps_mib(agent)?);
+    for _ in 0..3 {
+        let before = cpu_seconds(agent)?;
+        let started = Instant::now();
+        std::thread::sleep(Duration::from_secs(10));
+        let share = (cpu_seconds(agent)? - before) / started.elapsed().as_secs_f64();
+        report.add("idle CPU, % of a core", "200 endpoints", share * 100.0);
+    }
+    report.add("agent resident memory, MiB", "200 endpoints, 30 s later", resident_mib(agent)?);
+    for (metric, bound) in [
+        ("agent resident memory, MiB", 30.0),
+        ("maps, kernel memory, MiB", 32.0),
+        ("idle CPU, % of a core", 0.5),
+    ] {
+        report.limits.push(at_most(metric, "200 endpoints", bound));
+    }
+    report.finish(root)
+}
+
+/// `lab`: from nothing to a cluster that is ready.
+pub(super) fn lab(root: &Root) -> anyhow::Result<()> {
+    let mut report = Report::new(
+        "lab",
+        "`cilium lab up --nodes N` with release builds, from exec until it returns (all nodes Ready); \
+         2 nodes as often as other benchmarks repeat, 20 nodes three times.",
+    );
+    let count = repetitions();
+    for repetition in 0..count {
+        say(format!("repetition {} of {count}", repetition + 1));
+        report.add("lab up, s", "2 nodes", Lab::up(root, "bench-lab", 2, &[])?.took.as_secs_f64());
+        if repetition % 3 == 0 {
+            let took = Lab::up(root, "bench-lab", 20, &[])?.took;
+            report.add("lab up, s", "20 nodes", took.as_secs_f64());
+        }
+    }
+    report.limits.push(at_most("lab up, s", "2 nodes", 5.0));
+    report.limits.push(at_most("lab up, s", "20 nodes", 60.0));
+    report.finish(root)
+}
+
+fn at_most(metric: &'static str, variant: &'static str, bound: f64) -> Limit {
+    Limit { metric, variant, against: &[], at_most: Some(bound), at_least: None }
+}
+
+fn resident_mib(pid: u64) -> anyhow::Result<f64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
+    let kib: f64 = line.trim().trim_end_matches(" kB").parse()?;
+    Ok(kib / 1024.0)
+}
+
+/// User and system time of a process.
+fn cpu_seconds(pid: u64) -> anyhow::Result<f64> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    // The command's name may have spaces: count from its closing bracket.
+    let rest = stat.rsplit(')').next().context("no stat")?;
+    let fields: Vec<&str> = rest.split_whitespace().collect();
+    let ticks = |index: usize| fields.get(index).and_then(|field| field.parse::<f64>().ok());
+    // utime and stime are fields 14 and 15; the kernel gives hundredths of a second.
+    let (user, system) = (ticks(11).context("no utime")?, ticks(12).context("no stime")?);
+    Ok((user + system) / 100.0)
+}
+
+/// Kernel memory of the maps that are pinned in the agent's bpffs.
+fn maps_mib(agent: u64) -> anyhow::Result<f64> {
+    let script =
+        "for map in /sys/fs/bpf/tc/globals/*; do bpftool -j map show pinned $map; echo; done";
+    let text = output(Command::new("nsenter").args([
+        "--mount",
+        "--target",
+        &agent.to_string(),
+        "sh",
+        "-c",
+        script,
+    ]))?;
+    let mut bytes = 0.0;
+    for line in text.lines().filter(|line| !line.trim().is_empty()) {
+        let map: Value = serde_json::from_str(line)?;
+        bytes += map["bytes_memlock"].as_f64().unwrap_or(0.0);
+    }
+    if bytes == 0.0 {
+        bail!("no maps are pinned in the agent's bpffs");
+    }
+    Ok(bytes / f64::from(1 << 20))
+}
