@@ -1,0 +1,147 @@
+//! Where a packet goes once it is known where it goes: each function edits the packet for one way
+//! and names the way. Nothing is decided here but the way itself.
+
+use abi::config::TUNNEL_OFF;
+use abi::endpoint::EndpointInfo;
+use abi::event::{DEBUG_ENCAP, DEBUG_LOCAL_DELIVERY, ObservationPoint};
+use abi::ipcache::{
+    IPCACHE_F_HAS_TUNNEL_ENDPOINT, IPCACHE_F_IPV6_TUNNEL_ENDPOINT, IPCACHE_F_SKIP_TUNNEL,
+    RemoteEndpointInfo,
+};
+use abi::{AddressKey, DropReason, mark};
+
+use crate::family::{Addr, Family, IpHeader, ipcache_key};
+use crate::hooks::{Forward, Verdict};
+use crate::identity::{to_vni, world};
+use crate::maps::Maps;
+use crate::observe::{self, Seen};
+use crate::packet::{Packet, Route, RouteQuery, TunnelRemote};
+use crate::wire::eth;
+
+/// To a local pod, straight into its namespace. For hooks at an ingress.
+pub fn to_endpoint<F: Family, P: Packet, M: Maps>(
+    packet: &mut P,
+    maps: &M,
+    seen: &mut Seen,
+    header: &IpHeader<F>,
+    endpoint: &EndpointInfo,
+) -> Result<Forward, DropReason> {
+    header.forward(packet)?;
+    address_to(packet, maps, seen, endpoint)?;
+    let verdict = Verdict::RedirectPeer { ifindex: endpoint.ifindex };
+    Ok(Forward { verdict, point: ObservationPoint::ToEndpoint, ifindex: endpoint.ifindex })
+}
+
+/// To a local pod by the egress of its device, where `to_container` takes over: for hooks at an
+/// egress, which cannot enter another namespace. The stack has counted the hop, if there was one.
+pub fn to_endpoint_device<P: Packet, M: Maps>(
+    packet: &mut P,
+    maps: &M,
+    seen: &mut Seen,
+    endpoint: &EndpointInfo,
+) -> Result<Verdict, DropReason> {
+    address_to(packet, maps, seen, endpoint)?;
+    Ok(Verdict::Redirect { ifindex: endpoint.ifindex })
+}
+
+fn address_to<P: Packet, M: Maps>(
+    packet: &mut P,
+    maps: &M,
+    seen: &mut Seen,
+    endpoint: &EndpointInfo,
+) -> Result<(), DropReason> {
+    seen.target_identity = endpoint.sec_id;
+    seen.target_endpoint = endpoint.lxc_id;
+    let args = [u32::from(endpoint.lxc_id), seen.source_identity];
+    observe::debug(packet, maps, seen, DEBUG_LOCAL_DELIVERY, args);
+    eth::set_addresses(packet, endpoint.mac, endpoint.node_mac).ok_or(DropReason::WriteError)
+}
+
+/// To the host itself, through its stack, which learns who sends from the mark.
+pub fn to_host<P: Packet>(packet: &mut P, seen: &mut Seen) -> Forward {
+    seen.target_identity = abi::identity::HOST;
+    packet.set_mark(mark::with_identity(mark::IDENTITY, seen.source_identity));
+    Forward { verdict: Verdict::ToStack, point: ObservationPoint::ToHost, ifindex: 0 }
+}
+
+/// Who is behind the address of `key`, if anybody knows: a hash first, for single addresses, then
+/// the trie.
+pub fn whois<'m, F: Family, M: Maps>(
+    maps: &'m M,
+    key: &AddressKey,
+) -> Option<&'m RemoteEndpointInfo> {
+    match maps.host(key) {
+        Some(found) => Some(found),
+        None => maps.prefix(&ipcache_key::<F>(key)),
+    }
+}
+
+/// The identity behind the address of `key`.
+pub fn identity_of<F: Family, M: Maps>(maps: &M, key: &AddressKey) -> u32 {
+    whois::<F, M>(maps, key).map_or_else(|| world::<F>(maps.config()), |found| found.sec_identity)
+}
+
+/// The node that packets to `remote` are encapsulated to; `None` when they are routed.
+pub fn tunnel_to<M: Maps>(maps: &M, remote: &RemoteEndpointInfo) -> Option<TunnelRemote> {
+    let relevant = IPCACHE_F_HAS_TUNNEL_ENDPOINT | IPCACHE_F_SKIP_TUNNEL;
+    if maps.config().tunnel == TUNNEL_OFF || remote.flags & relevant != IPCACHE_F_HAS_TUNNEL_ENDPOINT
+    {
+        return None;
+    }
+    let Addr(words) = Addr::from_v6(remote.tunnel_endpoint);
+    Some(if remote.flags & IPCACHE_F_IPV6_TUNNEL_ENDPOINT == 0 {
+        TunnelRemote::V4(words[0])
+    } else {
+        TunnelRemote::V6(words)
+    })
+}
+
+/// To another node, encapsulated, with the source's identity as VNI.
+pub fn to_tunnel<P: Packet, M: Maps>(
+    packet: &mut P,
+    maps: &M,
+    seen: &Seen,
+    node: TunnelRemote,
+) -> Result<Forward, DropReason> {
+    let (TunnelRemote::V4(last_word) | TunnelRemote::V6([.., last_word])) = node;
+    observe::debug(packet, maps, seen, DEBUG_ENCAP, [u32::from_be(last_word), seen.source_identity]);
+    // `to_overlay` reads the mark, the other node the VNI.
+    packet.set_mark(mark::with_identity(mark::IDENTITY, seen.source_identity));
+    packet.set_tunnel(to_vni(seen.source_identity), node).ok_or(DropReason::WriteError)?;
+    let ifindex = maps.config().tunnel_ifindex;
+    let verdict = Verdict::Redirect { ifindex };
+    Ok(Forward { verdict, point: ObservationPoint::ToOverlay, ifindex })
+}
+
+/// Out of the node by its routing table, without the stack where the neighbour can be addressed
+/// from here.
+pub fn to_network<F: Family, P: Packet>(
+    packet: &mut P,
+    seen: &Seen,
+    header: &IpHeader<F>,
+) -> Result<Forward, DropReason> {
+    let route = packet.route(&RouteQuery {
+        address_family: F::ADDRESS_FAMILY,
+        traffic_class: header.traffic_class,
+        protocol: header.protocol(),
+        ifindex: packet.ifindex(),
+        source: header.source.0,
+        target: header.target.0,
+    });
+    let (verdict, ifindex) = match route {
+        Route::Neighbour { ifindex, target_mac, source_mac } => {
+            header.forward(packet)?;
+            eth::set_addresses(packet, target_mac, source_mac).ok_or(DropReason::WriteError)?;
+            (Verdict::Redirect { ifindex }, ifindex)
+        }
+        Route::Resolve { ifindex, next_hop } => {
+            header.forward(packet)?;
+            (Verdict::RedirectNeighbour { ifindex, next_hop }, ifindex)
+        }
+        // It counts the hop itself, and tells the sender when something is wrong.
+        Route::Stack => (Verdict::ToStack, 0),
+        Route::Blackhole => return Err(DropReason::NoFib),
+    };
+    packet.set_mark(mark::with_identity(mark::IDENTITY, seen.source_identity));
+    Ok(Forward { verdict, point: ObservationPoint::ToStack, ifindex })
+}

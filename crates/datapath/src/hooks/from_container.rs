@@ -1,0 +1,118 @@
+//! What a pod sends: ingress of its device on the node's side.
+//!
+//! ARP and neighbour solicitations are answered here, the pod's gateway is nowhere else. Then: who
+//! sends (one lookup by device), is the source address its own, who is meant, and there.
+
+use abi::endpoint::{DeviceEndpoint, ENDPOINT_F_HOST};
+use abi::event::{DEBUG_ICMP6_NS, HookId, ObservationPoint};
+use abi::metrics::Direction;
+use abi::DropReason;
+
+use super::{Carries, Forward, Hook, Outcome, Verdict, carries};
+use crate::family::{Family, OnLink, V4, V6, address_key};
+use crate::identity::world;
+use crate::maps::Maps;
+use crate::observe::{self, Seen};
+use crate::packet::Packet;
+use crate::wire::{arp, icmp6};
+use crate::forward;
+
+/// `cil_from_container`.
+#[derive(Clone, Copy, Debug)]
+pub struct FromContainer;
+
+impl Hook for FromContainer {
+    const ID: HookId = HookId::FromContainer;
+    const DIRECTION: Direction = Direction::Egress;
+
+    fn run<P: Packet, M: Maps>(
+        packet: &mut P,
+        maps: &M,
+        seen: &mut Seen,
+    ) -> Result<Outcome, DropReason> {
+        let device = maps.device(packet.ifindex()).ok_or(DropReason::UnknownSender)?;
+        seen.source_identity = device.sec_id;
+        seen.endpoint = device.lxc_id;
+        match carries(packet, maps)? {
+            Carries::V4 => send::<V4, P, M>(packet, maps, seen, device),
+            Carries::V6 => send::<V6, P, M>(packet, maps, seen, device),
+            Carries::Arp => answer_arp(packet, device),
+            Carries::Other => Err(DropReason::UnknownL3),
+        }
+    }
+}
+
+fn send<F: Family, P: Packet, M: Maps>(
+    packet: &mut P,
+    maps: &M,
+    seen: &mut Seen,
+    device: &DeviceEndpoint,
+) -> Result<Outcome, DropReason> {
+    seen.is_ipv6 = F::NUMBER == V6::NUMBER;
+    observe::came_in(packet, maps, seen, ObservationPoint::FromEndpoint);
+    let header = F::parse(packet)?;
+    match F::on_link(packet, &header, device)? {
+        OnLink::No => {}
+        OnLink::Solicitation(solicitation) => {
+            return answer_solicitation(packet, maps, seen, device, &solicitation);
+        }
+        OnLink::ToStack => return Ok(Outcome::Silent(Verdict::ToStack)),
+    }
+
+    let key = address_key::<F>(header.target);
+    if let Some(endpoint) = maps.endpoint(&key) {
+        return Ok(Outcome::Forwarded(if endpoint.flags & ENDPOINT_F_HOST == 0 {
+            forward::to_endpoint(packet, maps, seen, &header, endpoint)?
+        } else {
+            forward::to_host(packet, seen)
+        }));
+    }
+    let forward: Forward = match forward::whois::<F, M>(maps, &key) {
+        Some(remote) => {
+            seen.target_identity = remote.sec_identity;
+            match forward::tunnel_to(maps, remote) {
+                Some(node) => forward::to_tunnel(packet, maps, seen, node)?,
+                None => forward::to_network(packet, seen, &header)?,
+            }
+        }
+        None => {
+            seen.target_identity = world::<F>(maps.config());
+            forward::to_network(packet, seen, &header)?
+        }
+    };
+    Ok(Outcome::Forwarded(forward))
+}
+
+/// Everybody but the pod itself is at the gateway's MAC address.
+fn answer_arp<P: Packet>(
+    packet: &mut P,
+    device: &DeviceEndpoint,
+) -> Result<Outcome, DropReason> {
+    let Some(request) = arp::request(packet) else {
+        return Err(DropReason::UnknownL3);
+    };
+    let own = u32::from_ne_bytes(device.ipv4);
+    let sender = u32::from_ne_bytes(request.sender);
+    if sender != own && sender != 0 {
+        return Err(DropReason::InvalidSip);
+    }
+    // A probe or an announcement of its own address: nobody else is on its link.
+    if u32::from_ne_bytes(request.target) == own {
+        return Err(DropReason::MulticastHandled);
+    }
+    arp::answer(packet, &request, device.node_mac).ok_or(DropReason::WriteError)?;
+    Ok(Outcome::Silent(Verdict::Redirect { ifindex: packet.ifindex() }))
+}
+
+fn answer_solicitation<P: Packet, M: Maps>(
+    packet: &mut P,
+    maps: &M,
+    seen: &Seen,
+    device: &DeviceEndpoint,
+    solicitation: &icmp6::Solicitation,
+) -> Result<Outcome, DropReason> {
+    let last_word = u32::from_be(solicitation.target[3]);
+    observe::debug(packet, maps, seen, DEBUG_ICMP6_NS, [last_word, 0]);
+    icmp6::advertise(packet, solicitation, device.node_mac).ok_or(DropReason::WriteError)?;
+    Ok(Outcome::Silent(Verdict::Redirect { ifindex: packet.ifindex() }))
+}

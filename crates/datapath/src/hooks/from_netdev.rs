@@ -1,0 +1,60 @@
+//! What comes from the network: ingress of the node's devices.
+//!
+//! Most of it is for the node, encapsulated packets included, and goes up the stack after one
+//! lookup. What is for a pod is delivered from here.
+
+use abi::endpoint::ENDPOINT_F_HOST;
+use abi::event::{HookId, ObservationPoint};
+use abi::metrics::Direction;
+use abi::DropReason;
+
+use super::{Carries, Hook, Outcome, Verdict, carries};
+use crate::family::{Family, V4, V6, address_key};
+use crate::forward::{self, identity_of};
+use crate::maps::Maps;
+use crate::observe::{self, Seen};
+use crate::packet::Packet;
+
+/// `cil_from_netdev`.
+#[derive(Clone, Copy, Debug)]
+pub struct FromNetdev;
+
+impl Hook for FromNetdev {
+    const ID: HookId = HookId::FromNetdev;
+    const DIRECTION: Direction = Direction::Ingress;
+
+    fn run<P: Packet, M: Maps>(
+        packet: &mut P,
+        maps: &M,
+        seen: &mut Seen,
+    ) -> Result<Outcome, DropReason> {
+        match carries(packet, maps) {
+            Ok(Carries::V4) => receive::<V4, P, M>(packet, maps, seen),
+            Ok(Carries::V6) => receive::<V6, P, M>(packet, maps, seen),
+            // Bridges, LLDP, ARP: the network's own business.
+            Ok(Carries::Arp | Carries::Other) | Err(_) => Ok(Outcome::Silent(Verdict::ToStack)),
+        }
+    }
+}
+
+fn receive<F: Family, P: Packet, M: Maps>(
+    packet: &mut P,
+    maps: &M,
+    seen: &mut Seen,
+) -> Result<Outcome, DropReason> {
+    seen.is_ipv6 = F::NUMBER == V6::NUMBER;
+    let header = F::parse(packet)?;
+    let endpoint = maps
+        .endpoint(&address_key::<F>(header.target))
+        .filter(|endpoint| endpoint.flags & ENDPOINT_F_HOST == 0);
+    if endpoint.is_some() || observe::is_traced(maps) {
+        seen.source_identity = identity_of::<F, M>(maps, &address_key::<F>(header.source));
+    }
+    observe::came_in(packet, maps, seen, ObservationPoint::FromNetwork);
+    match endpoint {
+        Some(endpoint) => {
+            forward::to_endpoint(packet, maps, seen, &header, endpoint).map(Outcome::Forwarded)
+        }
+        None => Ok(Outcome::Silent(Verdict::ToStack)),
+    }
+}

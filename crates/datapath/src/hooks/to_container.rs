@@ -1,0 +1,61 @@
+//! What the stack or the host delivers to a pod: egress of its device on the node's side.
+//!
+//! Packets of other pods do not come by here, see [`crate::forward::to_endpoint`].
+
+use abi::event::{HookId, ObservationPoint};
+use abi::metrics::Direction;
+use abi::DropReason;
+
+use super::{Carries, Forward, Hook, Outcome, Verdict, carries};
+use crate::family::{Family, V4, V6, address_key};
+use crate::forward::identity_of;
+use crate::identity::from_mark;
+use crate::maps::Maps;
+use crate::observe::{self, Seen};
+use crate::packet::Packet;
+
+/// `cil_to_container`.
+#[derive(Clone, Copy, Debug)]
+pub struct ToContainer;
+
+impl Hook for ToContainer {
+    const ID: HookId = HookId::ToContainer;
+    const DIRECTION: Direction = Direction::Ingress;
+
+    fn run<P: Packet, M: Maps>(
+        packet: &mut P,
+        maps: &M,
+        seen: &mut Seen,
+    ) -> Result<Outcome, DropReason> {
+        match carries(packet, maps)? {
+            Carries::V4 => deliver::<V4, P, M>(packet, maps, seen),
+            Carries::V6 => deliver::<V6, P, M>(packet, maps, seen),
+            // The stack's own questions to the pod.
+            Carries::Arp => Ok(Outcome::Silent(Verdict::ToStack)),
+            Carries::Other => Err(DropReason::UnknownL3),
+        }
+    }
+}
+
+fn deliver<F: Family, P: Packet, M: Maps>(
+    packet: &mut P,
+    maps: &M,
+    seen: &mut Seen,
+) -> Result<Outcome, DropReason> {
+    seen.is_ipv6 = F::NUMBER == V6::NUMBER;
+    let header = F::parse(packet)?;
+    // Nothing is decided by who sends or receives, so it is only found out for who listens.
+    if observe::is_traced(maps) {
+        if let Some(device) = maps.device(packet.ifindex()) {
+            seen.target_identity = device.sec_id;
+            seen.target_endpoint = device.lxc_id;
+        }
+        seen.source_identity = match from_mark(packet.mark()) {
+            Some(identity) => identity,
+            None => identity_of::<F, M>(maps, &address_key::<F>(header.source)),
+        };
+    }
+    let ifindex = packet.ifindex();
+    let verdict = Verdict::ToStack;
+    Ok(Outcome::Forwarded(Forward { verdict, point: ObservationPoint::ToEndpoint, ifindex }))
+}

@@ -1,0 +1,160 @@
+//! What others learn of a packet: counters, and events when somebody listens.
+
+use abi::event::{
+    CAPTURE_LEN_MAX, CaptureHeader, DebugMessage, DropNotify, EVENT_F_IPV6, EventType, HookId,
+    ObservationPoint, TRACE_REASON_UNKNOWN, TraceNotify,
+};
+use abi::config::AGGREGATION_LOWEST;
+use abi::drop_reason::{REASON_FORWARDED, REASON_INTERFACE};
+use abi::metrics::{self, Direction};
+use abi::DropReason;
+
+use crate::maps::Maps;
+use crate::packet::Packet;
+
+/// What is known so far of the packet in hand; hooks fill it in on the way.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Seen {
+    /// Identity of the source.
+    pub source_identity: u32,
+    /// Identity of the target.
+    pub target_identity: u32,
+    /// The local endpoint that the hook acts for, 0 for none.
+    pub endpoint: u16,
+    /// The local endpoint that the packet is for, 0 for none.
+    pub target_endpoint: u16,
+    /// The packet is IPv6.
+    pub is_ipv6: bool,
+}
+
+/// Notes that a packet was seen on its way in at `point`.
+pub fn came_in<P: Packet, M: Maps>(packet: &P, maps: &M, seen: &Seen, point: ObservationPoint) {
+    if point as u8 != ObservationPoint::FromEndpoint as u8 {
+        let slot = metrics::index(REASON_INTERFACE, Direction::Ingress);
+        maps.count(slot, u64::from(packet.length()));
+    }
+    if maps.config().monitor_aggregation < AGGREGATION_LOWEST {
+        trace(packet, maps, seen, point, 0);
+    }
+}
+
+/// Notes that a packet leaves at `point`, by the device `ifindex` where that is known.
+pub fn forwarded<P: Packet, M: Maps>(
+    packet: &P,
+    maps: &M,
+    seen: &Seen,
+    point: ObservationPoint,
+    ifindex: u32,
+) {
+    let direction = match point {
+        ObservationPoint::ToEndpoint => Direction::Ingress,
+        _ => Direction::Egress,
+    };
+    maps.count(metrics::index(REASON_FORWARDED, direction), u64::from(packet.length()));
+    trace(packet, maps, seen, point, ifindex);
+}
+
+/// Notes that a packet was dropped: the one place that does.
+pub fn dropped<P: Packet, M: Maps>(
+    packet: &P,
+    maps: &M,
+    seen: &Seen,
+    hook: HookId,
+    direction: Direction,
+    reason: DropReason,
+) {
+    maps.count(metrics::index(reason.number(), direction), u64::from(packet.length()));
+    if maps.config().drop_events == 0 || !is_wanted(maps, EventType::Drop) {
+        return;
+    }
+    packet.send_drop(&DropNotify {
+        header: capture(packet, maps, EventType::Drop, reason.number(), seen.endpoint, 3),
+        src_label: seen.source_identity,
+        dst_label: seen.target_identity,
+        dst_id: match direction {
+            Direction::Ingress => u32::from(seen.target_endpoint),
+            Direction::Egress => 0,
+        },
+        file: hook as u8,
+        ifindex: packet.ifindex(),
+        flags: flags(seen),
+        ..DropNotify::default()
+    });
+}
+
+/// Sends a debug message about `endpoint`.
+pub fn debug<P: Packet, M: Maps>(packet: &P, maps: &M, seen: &Seen, subtype: u8, args: [u32; 2]) {
+    if maps.config().debug_events == 0 || !is_wanted(maps, EventType::Debug) {
+        return;
+    }
+    packet.send_debug(&DebugMessage {
+        event_type: EventType::Debug as u8,
+        subtype,
+        source: seen.endpoint,
+        hash: packet.flow_hash(),
+        arg1: args[0],
+        arg2: args[1],
+        arg3: 0,
+    });
+}
+
+/// Whether somebody listens to traces, so that it pays to find out what a trace should say.
+pub fn is_traced<M: Maps>(maps: &M) -> bool {
+    maps.config().trace_events != 0 && is_wanted(maps, EventType::Trace)
+}
+
+fn trace<P: Packet, M: Maps>(
+    packet: &P,
+    maps: &M,
+    seen: &Seen,
+    point: ObservationPoint,
+    ifindex: u32,
+) {
+    if !is_traced(maps) {
+        return;
+    }
+    // As in Cilium, an event at an endpoint is that endpoint's.
+    let source = match point {
+        ObservationPoint::ToEndpoint => seen.target_endpoint,
+        _ => seen.endpoint,
+    };
+    packet.send_trace(&TraceNotify {
+        header: capture(packet, maps, EventType::Trace, point as u8, source, 2),
+        src_label: seen.source_identity,
+        dst_label: seen.target_identity,
+        dst_id: seen.target_endpoint,
+        reason: TRACE_REASON_UNKNOWN,
+        flags: flags(seen),
+        ifindex,
+        ..TraceNotify::default()
+    });
+}
+
+fn is_wanted<M: Maps>(maps: &M, event: EventType) -> bool {
+    maps.listeners() & event.listener_bit() != 0
+}
+
+fn capture<P: Packet, M: Maps>(
+    packet: &P,
+    maps: &M,
+    event: EventType,
+    subtype: u8,
+    source: u16,
+    version: u8,
+) -> CaptureHeader {
+    let configured = maps.config().trace_payload_len.min(CAPTURE_LEN_MAX as u32);
+    CaptureHeader {
+        event_type: event as u8,
+        subtype,
+        source,
+        hash: packet.flow_hash(),
+        len_orig: packet.length(),
+        len_cap: packet.length().min(configured) as u16,
+        version,
+        ext_version: 0,
+    }
+}
+
+fn flags(seen: &Seen) -> u8 {
+    if seen.is_ipv6 { EVENT_F_IPV6 } else { 0 }
+}

@@ -1,0 +1,107 @@
+//! A packet, and what the kernel does with packets.
+
+use abi::event::{DebugMessage, DropNotify, TraceNotify};
+
+/// A packet in a hook: its bytes from the Ethernet header on, and its metadata.
+///
+/// Bytes are read and written a whole header at a time; an access beyond the end is `None`. No
+/// reference into the packet is ever handed out, so nothing can dangle after a call that moves it.
+pub trait Packet {
+    /// The `N` bytes at `offset`.
+    fn load<const N: usize>(&self, offset: usize) -> Option<[u8; N]>;
+    /// Overwrites the bytes at `offset`.
+    fn store<const N: usize>(&mut self, offset: usize, bytes: [u8; N]) -> Option<()>;
+    /// Length with the Ethernet header; of an aggregate (GSO), that of the whole.
+    fn length(&self) -> u32;
+    /// Device that the hook belongs to.
+    fn ifindex(&self) -> u32;
+
+    /// The mark, see [`abi::mark`].
+    fn mark(&self) -> u32;
+    /// Sets the mark.
+    fn set_mark(&mut self, mark: u32);
+    /// Makes the stack take the packet as sent to this host, whatever its MAC address says.
+    fn accept_as_host(&mut self);
+
+    /// The VNI that the packet was received with.
+    fn tunnel_id(&self) -> Option<u32>;
+    /// Gives the tunnel device its orders. Fails only when the kernel has no memory.
+    fn set_tunnel(&mut self, id: u32, remote: TunnelRemote) -> Option<()>;
+    /// Asks the kernel's routing table.
+    fn route(&self, query: &RouteQuery) -> Route;
+
+    /// A hash of the packet's flow, for events.
+    fn flow_hash(&self) -> u32;
+    /// Sends an event with the first `header.len_cap` bytes of the packet.
+    fn send_trace(&self, event: &TraceNotify);
+    /// Sends an event with the first `header.len_cap` bytes of the packet.
+    fn send_drop(&self, event: &DropNotify);
+    /// Sends a debug message.
+    fn send_debug(&self, event: &DebugMessage);
+}
+
+/// A node that packets are encapsulated to; words are in network byte order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TunnelRemote {
+    /// Over IPv4.
+    V4(u32),
+    /// Over IPv6.
+    V6([u32; 4]),
+}
+
+/// A question to the routing table; words are in network byte order, IPv4 fills the first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RouteQuery {
+    /// `AF_INET` or `AF_INET6`.
+    pub address_family: u8,
+    /// DSCP and ECN.
+    pub traffic_class: u8,
+    /// L4 protocol.
+    pub protocol: u8,
+    /// Device the packet came in by.
+    pub ifindex: u32,
+    /// Source address.
+    pub source: [u32; 4],
+    /// Target address.
+    pub target: [u32; 4],
+}
+
+/// What the routing table says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Route {
+    /// The neighbour's MAC address is known.
+    Neighbour {
+        /// Device to send by.
+        ifindex: u32,
+        /// New target MAC address, first six bytes.
+        target_mac: [u8; 8],
+        /// New source MAC address, first six bytes.
+        source_mac: [u8; 8],
+    },
+    /// The neighbour must be resolved first.
+    Resolve {
+        /// Device to send by.
+        ifindex: u32,
+        /// Who to resolve.
+        next_hop: NextHop,
+    },
+    /// The stack knows better: no route (it answers with an ICMP error), a packet too big, a
+    /// local address, forwarding switched off.
+    Stack,
+    /// A blackhole route.
+    Blackhole,
+}
+
+/// The next hop of a route, network byte order. An IPv4 route may have an IPv6 next hop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NextHop {
+    /// `AF_INET` or `AF_INET6`.
+    pub address_family: u8,
+    /// IPv4 fills the first word.
+    pub address: [u32; 4],
+}
+
+/// `AF_INET` as the kernel numbers it.
+pub const AF_INET: u8 = 2;
+/// `AF_INET6` as the kernel numbers it.
+pub const AF_INET6: u8 = 10;
