@@ -7,6 +7,7 @@
 
 mod cluster;
 mod peer;
+mod plugin;
 mod pods;
 
 use std::collections::BTreeMap;
@@ -17,6 +18,7 @@ use serde_json::json;
 use crate::shell::{self, Root, output, run, say};
 
 pub(crate) use peer::{PeerArguments, command as peer};
+pub(crate) use plugin::act_as_plugin;
 
 /// What can be measured, in the order of a full run.
 const NAMES: [&str; 6] = ["datapath", "load", "pod", "cni", "memory", "lab"];
@@ -46,7 +48,7 @@ pub(crate) fn bench(root: &Root, name: Option<&str>) -> anyhow::Result<()> {
             "datapath" => example(root, "bench_datapath"),
             "load" => example(root, "bench_load"),
             "pod" => pods::bench(root),
-            "cni" => cluster::cni(root),
+            "cni" => plugin::bench(root),
             "memory" => cluster::memory(root),
             _ => cluster::lab(root),
         };

@@ -62,6 +62,9 @@ enum Verb {
 }
 
 fn main() -> ExitCode {
+    if let Some(code) = bench::act_as_plugin() {
+        return code;
+    }
     let verb = Cli::parse().verb;
     let root = Root::find();
     let result = match verb {

@@ -1,18 +1,18 @@
-//! Benchmarks of a whole lab: creating pods (`cni`), what an agent costs (`memory`), starting a
-//! cluster (`lab`).
+//! A lab for a benchmark, and what is measured of a whole lab: what an agent costs (`memory`),
+//! how long a cluster takes to start (`lab`).
 
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use super::{Limit, Report, percentile, repetitions};
+use super::{Limit, Report, repetitions};
 use crate::shell::{Root, output, say};
 
-/// Pods of the benchmarks that fill a node.
+/// Pods of a full node.
 const PODS: usize = 200;
 
 /// A lab that is taken down when it is no longer needed.
@@ -32,8 +32,20 @@ impl Lab {
         nodes: usize,
         manifests: &[&str],
     ) -> anyhow::Result<Self> {
+        let cilium = root.target().join("release/cilium");
+        Self::up_with(root, &cilium, name, nodes, manifests)
+    }
+
+    /// The same with the programs that lie beside this `cilium`.
+    pub(super) fn up_with(
+        root: &Root,
+        cilium: &Path,
+        name: &str,
+        nodes: usize,
+        manifests: &[&str],
+    ) -> anyhow::Result<Self> {
         let mut lab = Self {
-            cilium: root.target().join("release/cilium"),
+            cilium: cilium.to_path_buf(),
             name: format!("{name}-{}", std::process::id()),
             kubeconfig: String::new(),
             took: Duration::ZERO,
@@ -61,7 +73,13 @@ impl Lab {
     }
 
     pub(super) fn kubectl(&self, arguments: &[&str]) -> anyhow::Result<String> {
-        output(Command::new("kubectl").args(arguments).env("KUBECONFIG", &self.kubeconfig))
+        output(&mut self.kubectl_command(arguments))
+    }
+
+    pub(super) fn kubectl_command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new("kubectl");
+        command.args(arguments).env("KUBECONFIG", &self.kubeconfig);
+        command
     }
 
     /// Waits until these are Ready.
@@ -104,27 +122,28 @@ impl Drop for Lab {
     }
 }
 
-/// A pod that only exists, on a node of choice.
-pub(super) fn pod(name: &str, node: Option<&str>) -> String {
-    let node = node.map_or_else(String::new, |node| format!("  nodeName: {node}\n"));
-    format!(
-        "apiVersion: v1\nkind: Pod\nmetadata:\n  name: {name}\n  labels:\n    app: bench\nspec:\n{node}  \
-         terminationGracePeriodSeconds: 0\n  containers:\n  - name: pause\n    image: registry.k8s.io/pause:3.10\n"
-    )
+/// A pod that only exists, on the node that the scheduler chooses.
+pub(super) fn pod(name: &str) -> Value {
+    json!({
+        "apiVersion": "v1", "kind": "Pod",
+        "metadata": {"name": name, "labels": {"app": "bench"}},
+        "spec": {
+            "terminationGracePeriodSeconds": 0,
+            "containers": [{"name": "pause", "image": "registry.k8s.io/pause:3.10"}],
+        },
+    })
 }
 
-/// As many pods on one node, as one manifest.
-fn many_pods(count: usize, node: &str) -> String {
-    (0..count)
-        .map(|index| pod(&format!("bench-{index}"), Some(node)))
-        .collect::<Vec<_>>()
-        .join("---\n")
+/// The same, on this node.
+pub(super) fn pod_on(name: &str, node: &str) -> Value {
+    let mut pod = pod(name);
+    pod["spec"]["nodeName"] = node.into();
+    pod
 }
 
-/// `cni`: the plugin, from exec to its result, while 200 pods are created on one node.
-pub(super) fn cni(root: &Root) -> anyhow::Result<()> {
-    let _ = (root, PODS, percentile as fn(&[f64], f64) -> f64);
-    bail!("not written yet")
+/// A manifest of several objects (JSON is YAML).
+pub(super) fn manifest(objects: impl Iterator<Item = Value>) -> String {
+    objects.map(|object| object.to_string()).collect::<Vec<_>>().join("\n---\n")
 }
 
 /// `memory`: an agent with 200 endpoints.
@@ -134,7 +153,8 @@ pub(super) fn memory(root: &Root) -> anyhow::Result<()> {
         "A lab of two nodes, 200 pods on node-1; resident memory of its agent, kernel memory of the \
          maps that it pinned (bpftool: bytes_memlock), and its CPU time over 30 s in which nothing happens.",
     );
-    let lab = Lab::up(root, "bench-memory", 2, &[&many_pods(PODS, "node-1")])?;
+    let pods = manifest((0..PODS).map(|index| pod_on(&format!("bench-{index}"), "node-1")));
+    let lab = Lab::up(root, "bench-memory", 2, &[&pods])?;
     lab.wait_ready("pod", &[])?;
     let agent = lab.agent("node-1")?;
     report.add("agent resident memory, MiB", "200 endpoints", resident_mib(agent)?);
@@ -178,7 +198,7 @@ pub(super) fn lab(root: &Root) -> anyhow::Result<()> {
     report.finish(root)
 }
 
-fn at_most(metric: &'static str, variant: &'static str, bound: f64) -> Limit {
+pub(super) fn at_most(metric: &'static str, variant: &'static str, bound: f64) -> Limit {
     Limit { metric, variant, against: &[], at_most: Some(bound), at_least: None }
 }
 

@@ -13,7 +13,7 @@ use std::process::{Child, Command, Stdio};
 use anyhow::{Context, bail};
 use serde_json::Value;
 
-use super::cluster::Lab;
+use super::cluster::{Lab, manifest, pod};
 use super::{Limit, Report, repetitions};
 use crate::shell::{Root, output, say};
 
@@ -107,7 +107,7 @@ pub(super) fn bench(root: &Root) -> anyhow::Result<()> {
 
 /// Two pods without a program of their own: the benchmark enters their namespaces.
 fn two_pods() -> String {
-    ["bench-client", "bench-server"].map(|name| super::cluster::pod(name, None)).join("---\n")
+    manifest(["bench-client", "bench-server"].into_iter().map(pod))
 }
 
 /// One way from a client to a server that is already listening.
