@@ -1,0 +1,220 @@
+//! The maps of the datapath, by name and type.
+
+use std::path::{Path, PathBuf};
+
+use abi::{
+    AddressKey,
+    endpoint::{DeviceEndpoint, EndpointInfo},
+    ipcache::{IpcacheKey, RemoteEndpointInfo},
+    metrics::MetricsValue,
+    names::{self, MapName},
+};
+
+use crate::{
+    events::EventMaps,
+    map::{
+        BpfMap, Btf, Described, Map, MapError, MapInfo, MapLayout, Origin, PerCpuArray, PinnedMap,
+        kernel, map_dir, open_or_create,
+    },
+    sys,
+};
+
+/// How large the maps are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MapSizes {
+    /// Endpoints by address.
+    pub lxc: u32,
+    /// Endpoints by device.
+    pub lxc_devices: u32,
+    /// Prefixes.
+    pub ipcache: u32,
+    /// Host prefixes.
+    pub ipcache_hosts: u32,
+    /// Bytes of each CPU's ring of events: a power of two, at least a page.
+    pub events_ring_bytes: u32,
+}
+
+impl Default for MapSizes {
+    fn default() -> Self {
+        Self {
+            lxc: names::LXC.max_entries,
+            lxc_devices: names::LXC_DEVICES.max_entries,
+            ipcache: names::IPCACHE.max_entries,
+            ipcache_hosts: names::IPCACHE_HOSTS.max_entries,
+            events_ring_bytes: names::EVENTS_RING_BYTES,
+        }
+    }
+}
+
+/// The maps of the datapath.
+#[derive(Debug)]
+pub struct Maps {
+    /// Endpoints by address.
+    pub lxc: BpfMap<AddressKey, EndpointInfo>,
+    /// Endpoints by the index of their host-side device.
+    pub lxc_devices: BpfMap<u32, DeviceEndpoint>,
+    /// Identity and tunnel endpoint of prefixes.
+    pub ipcache: BpfMap<IpcacheKey, RemoteEndpointInfo>,
+    /// Identity and tunnel endpoint of addresses.
+    pub ipcache_hosts: BpfMap<AddressKey, RemoteEndpointInfo>,
+    /// Counters by [`abi::metrics::index`].
+    pub metrics: PerCpuArray<MetricsValue>,
+    /// What running programs are told: see `abi::config::RUNTIME_*`.
+    pub runtime_config: BpfMap<u32, u64>,
+    /// Rings of events.
+    pub events: EventMaps,
+    pub(super) origins: Vec<(&'static str, Origin)>,
+}
+
+const ALL: [MapName; 8] = [
+    names::LXC,
+    names::LXC_DEVICES,
+    names::IPCACHE,
+    names::IPCACHE_HOSTS,
+    names::METRICS,
+    names::RUNTIME_CONFIG,
+    names::EVENTS,
+    names::EVENTS_LOST,
+];
+
+/// Opens the maps that an agent has pinned below `bpffs`, to look at them.
+pub fn open_maps(bpffs: &Path) -> Result<Maps, MapError> {
+    let dir = bpffs.join(names::MAPS_DIR);
+    Ok(Maps {
+        lxc: BpfMap::open(&dir.join(names::LXC.name))?,
+        lxc_devices: BpfMap::open(&dir.join(names::LXC_DEVICES.name))?,
+        ipcache: BpfMap::open(&dir.join(names::IPCACHE.name))?,
+        ipcache_hosts: BpfMap::open(&dir.join(names::IPCACHE_HOSTS.name))?,
+        metrics: PerCpuArray::open(&dir.join(names::METRICS.name))?,
+        runtime_config: BpfMap::open(&dir.join(names::RUNTIME_CONFIG.name))?,
+        events: EventMaps::open(&dir)?,
+        origins: Vec::new(),
+    })
+}
+
+impl Maps {
+    /// Adopts the pinned maps, and makes those that are missing or of another layout.
+    pub(super) fn open_or_create(bpffs: &Path, sizes: &MapSizes) -> Result<Self, MapError> {
+        let dir = map_dir(bpffs).map_err(|source| kernel(names::MAPS_DIR, "pin", source))?;
+        let mut opener = Opener { dir: &dir, origins: Vec::new() };
+        Ok(Self {
+            lxc: opener.hash(names::LXC, sizes.lxc)?,
+            lxc_devices: opener.hash(names::LXC_DEVICES, sizes.lxc_devices)?,
+            ipcache: opener.trie(names::IPCACHE, sizes.ipcache)?,
+            ipcache_hosts: opener.hash(names::IPCACHE_HOSTS, sizes.ipcache_hosts)?,
+            metrics: opener.counters(names::METRICS)?,
+            runtime_config: opener.array(names::RUNTIME_CONFIG)?,
+            events: EventMaps::new(
+                opener.rings(names::EVENTS, sizes.events_ring_bytes)?,
+                opener.counters(names::EVENTS_LOST)?,
+            ),
+            origins: opener.origins,
+        })
+    }
+
+    /// Name, size, use and memory of every map.
+    pub fn infos(&self) -> Result<Vec<MapInfo>, MapError> {
+        Ok(vec![
+            self.lxc.info()?,
+            self.lxc_devices.info()?,
+            self.ipcache.info()?,
+            self.ipcache_hosts.info()?,
+            self.metrics.info()?,
+            self.runtime_config.info()?,
+            self.events.info()?,
+            self.events.lost_info()?,
+        ])
+    }
+}
+
+/// Name and pin of every map: where the programs find theirs.
+pub(super) fn pins(bpffs: &Path) -> impl Iterator<Item = (&'static str, PathBuf)> {
+    let dir = bpffs.join(names::MAPS_DIR);
+    ALL.into_iter().map(move |map| (map.name, dir.join(map.name)))
+}
+
+/// Opens maps in a directory of pins, remembering where each came from.
+struct Opener<'a> {
+    dir: &'a Path,
+    origins: Vec<(&'static str, Origin)>,
+}
+
+impl Opener<'_> {
+    fn hash<K, V>(&mut self, map: MapName, max_entries: u32) -> Result<BpfMap<K, V>, MapError>
+    where
+        K: crate::map::Plain + Described,
+        V: crate::map::Plain + Described,
+    {
+        // Filled to a small part as a rule: entries are allocated when they come.
+        let kind = (sys::MAP_TYPE_HASH, sys::F_NO_PREALLOC);
+        let map = self.typed::<K, V>(map.name, kind, max_entries)?;
+        BpfMap::new(map.raw, map.name.to_owned())
+    }
+
+    fn trie<K, V>(&mut self, map: MapName, max_entries: u32) -> Result<BpfMap<K, V>, MapError>
+    where
+        K: crate::map::Plain + Described,
+        V: crate::map::Plain + Described,
+    {
+        let kind = (sys::MAP_TYPE_LPM_TRIE, sys::F_NO_PREALLOC);
+        let map = self.typed::<K, V>(map.name, kind, max_entries)?;
+        BpfMap::new(map.raw, map.name.to_owned())
+    }
+
+    fn array<V>(&mut self, map: MapName) -> Result<BpfMap<u32, V>, MapError>
+    where
+        V: crate::map::Plain + Described,
+    {
+        let kind = (sys::MAP_TYPE_ARRAY, 0);
+        let map = self.typed::<u32, V>(map.name, kind, map.max_entries)?;
+        BpfMap::new(map.raw, map.name.to_owned())
+    }
+
+    fn counters<V>(&mut self, map: MapName) -> Result<PerCpuArray<V>, MapError>
+    where
+        V: crate::map::Plain + Described,
+    {
+        let kind = (sys::MAP_TYPE_PERCPU_ARRAY, 0);
+        let map = self.typed::<u32, V>(map.name, kind, map.max_entries)?;
+        PerCpuArray::new(map.raw, map.name.to_owned())
+    }
+
+    fn rings(&mut self, map: MapName, bytes: u32) -> Result<PinnedMap, MapError> {
+        let cpus = sys::possible_cpus().map_err(|source| kernel(map.name, "size", source))?;
+        let layout = MapLayout {
+            name: map.name,
+            map_type: sys::MAP_TYPE_ARRAY_OF_MAPS,
+            key_size: 4,
+            value_size: 4,
+            max_entries: cpus as u32,
+            flags: 0,
+            ring_bytes: Some(bytes),
+        };
+        self.open(&layout, None)
+    }
+
+    fn typed<K: Described, V: Described>(
+        &mut self,
+        name: &'static str,
+        (map_type, flags): (u32, u32),
+        max_entries: u32,
+    ) -> Result<PinnedMap, MapError> {
+        let layout = MapLayout {
+            name,
+            map_type,
+            key_size: size_of::<K>() as u32,
+            value_size: size_of::<V>() as u32,
+            max_entries,
+            flags,
+            ring_bytes: None,
+        };
+        let btf = Btf::load::<K, V>().map_err(|source| kernel(name, "describe", source))?;
+        self.open(&layout, Some(&btf))
+    }
+
+    fn open(&mut self, layout: &MapLayout, btf: Option<&Btf>) -> Result<PinnedMap, MapError> {
+        let map = open_or_create(self.dir, layout, btf)?;
+        self.origins.push((map.name, map.origin.clone()));
+        Ok(map)
+    }
+}

@@ -1,0 +1,301 @@
+//! Loads the BPF programs, once per node, and attaches them.
+//!
+//! ```text
+//!   <bpffs>/tc/globals/<map>                      adopted from the agent before this one
+//!   <bpffs>/cilium/programs/<generation>/<prog>   one generation per load, old ones removed last
+//!   <bpffs>/cilium/devices/<dev>/links/<prog>     tcx links of the node's devices
+//! ```
+//!
+//! A load never disturbs what runs: it makes a new generation beside the old one, then every
+//! attachment is moved by an atomic replacement, so each packet meets the old program or the new
+//! one. Devices of the node get pinned tcx links, which survive the agent and are updated in
+//! place; devices of pods get clsact filters, which belong to the device and cost below a
+//! millisecond where a tcx link waits 10 ms for RCU. Kernels before 6.6 have clsact only.
+
+mod attach;
+mod maps;
+
+use std::{
+    fs, io,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use abi::{DatapathConfig, names};
+use aya::{
+    EbpfError, EbpfLoader,
+    programs::{Program, ProgramError, SchedClassifier},
+};
+use zerocopy::IntoBytes;
+
+pub use self::{
+    attach::AttachError,
+    maps::{MapSizes, Maps, open_maps},
+};
+use crate::{
+    bpffs,
+    map::{MapError, Origin},
+    netlink::{Netlink, NetlinkError},
+    sys,
+};
+
+/// The programs this crate was built with; empty when they were not there.
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/cilium.bpf.o"));
+
+/// Why the datapath could not be loaded.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// The binary has no programs in it.
+    #[error("built without BPF programs: run `cargo xtask build-bpf`, then build again")]
+    NotBuilt,
+    /// There is no BPF file system.
+    #[error("no BPF file system at {path}; mount one: mount -t bpf bpffs {path}", path = .0.display())]
+    NoBpffs(PathBuf),
+    /// A map could not be opened or made.
+    #[error(transparent)]
+    Map(#[from] MapError),
+    /// The object file is not as it should be, or the kernel lacks what it needs.
+    #[error("load the BPF object: {0}")]
+    Object(#[source] EbpfError),
+    /// The verifier refused a program.
+    #[error("load program {name}: {source}")]
+    Program {
+        /// The program.
+        name: String,
+        /// The verifier's words are in here.
+        source: ProgramError,
+    },
+    /// A file operation in the BPF file system failed.
+    #[error("{action} {}: {source}", path.display())]
+    File {
+        /// What we were doing.
+        action: &'static str,
+        /// With what.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// No netlink socket, or no answer.
+    #[error(transparent)]
+    Netlink(#[from] NetlinkError),
+}
+
+/// How to load.
+#[derive(Clone, Copy, Debug)]
+pub struct LoadOptions<'a> {
+    /// Mount point of the BPF file system.
+    pub bpffs: &'a Path,
+    /// The constants the programs are verified with.
+    pub config: DatapathConfig,
+    /// How large the maps are.
+    pub sizes: MapSizes,
+}
+
+/// What the kernel says of a loaded program.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProgramStats {
+    /// Name.
+    pub name: String,
+    /// Id in the kernel.
+    pub id: u32,
+    /// Hash of its instructions.
+    pub tag: u64,
+    /// Instructions after the verifier's rewriting, dead code removed.
+    pub insns: u32,
+    /// Instructions the verifier walked through; its limit is a million.
+    pub verified_insns: u32,
+    /// Bytes of machine code.
+    pub jited_len: u32,
+    /// How long the kernel took to verify and compile it.
+    pub load_duration: Duration,
+}
+
+/// The loaded programs of this node and their maps.
+#[derive(Debug)]
+pub struct Datapath {
+    /// The tables the programs read and write.
+    pub maps: Maps,
+    bpffs: PathBuf,
+    generation: u64,
+    programs: Vec<LoadedProgram>,
+    netlink: Netlink,
+    tcx: bool,
+    load_duration: Duration,
+}
+
+#[derive(Debug)]
+struct LoadedProgram {
+    fd: OwnedFd,
+    stats: ProgramStats,
+}
+
+impl Datapath {
+    /// Adopts the pinned maps or makes them, and loads the programs as a new generation. Attaches
+    /// nothing. Must be called in the network namespace of the node.
+    pub fn load(options: &LoadOptions<'_>) -> Result<Self, LoadError> {
+        if OBJECT.is_empty() {
+            return Err(LoadError::NotBuilt);
+        }
+        Self::load_object(options, OBJECT)
+    }
+
+    /// Like [`Datapath::load`], with programs from elsewhere.
+    pub fn load_object(options: &LoadOptions<'_>, object: &[u8]) -> Result<Self, LoadError> {
+        let started = Instant::now();
+        if !bpffs::mounted(options.bpffs) {
+            return Err(LoadError::NoBpffs(options.bpffs.to_owned()));
+        }
+        let maps = Maps::open_or_create(options.bpffs, &options.sizes)?;
+        let programs = load_programs(options, object)?;
+        let mut datapath = Self {
+            maps,
+            bpffs: options.bpffs.to_owned(),
+            generation: next_generation(options.bpffs)?,
+            programs,
+            netlink: Netlink::new()?,
+            tcx: attach::kernel_has_tcx(),
+            load_duration: Duration::ZERO,
+        };
+        datapath.pin_programs()?;
+        datapath.load_duration = started.elapsed();
+        Ok(datapath)
+    }
+
+    /// How long it took to load everything.
+    pub const fn load_duration(&self) -> Duration {
+        self.load_duration
+    }
+
+    /// What the kernel says of each program.
+    pub fn stats(&self) -> Vec<ProgramStats> {
+        self.programs.iter().map(|program| program.stats.clone()).collect()
+    }
+
+    /// Where each map came from: whether it was adopted, made, or replaced with a loss.
+    pub fn map_origins(&self) -> &[(&'static str, Origin)] {
+        &self.maps.origins
+    }
+
+    /// The number of this load; the programs are pinned under it.
+    pub const fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// A loaded program.
+    pub fn program(&self, name: &str) -> Option<BorrowedFd<'_>> {
+        let program = self.programs.iter().find(|program| program.stats.name == name)?;
+        Some(program.fd.as_fd())
+    }
+
+    /// Unpins the programs of earlier loads. Call it when every attachment was moved to this one;
+    /// a program that is still attached somewhere lives on without its pin.
+    pub fn remove_old_generations(&self) -> Result<(), LoadError> {
+        let dir = self.bpffs.join(names::PROGRAMS_DIR);
+        for (generation, path) in generations(&dir)? {
+            if generation < self.generation {
+                fs::remove_dir_all(&path).map_err(|source| LoadError::File {
+                    action: "remove the programs in",
+                    path,
+                    source,
+                })?;
+            }
+        }
+        Ok(())
+    }
+
+    fn pin_programs(&self) -> Result<(), LoadError> {
+        let dir = self.bpffs.join(names::PROGRAMS_DIR).join(self.generation.to_string());
+        fs::create_dir_all(&dir).map_err(|source| LoadError::File {
+            action: "create",
+            path: dir.clone(),
+            source,
+        })?;
+        for program in &self.programs {
+            let path = dir.join(&program.stats.name);
+            sys::pin(program.fd.as_fd(), &path).map_err(|source| LoadError::File {
+                action: "pin a program at",
+                path,
+                source,
+            })?;
+        }
+        Ok(())
+    }
+}
+
+/// Loads every program of the object that the configuration needs.
+fn load_programs(
+    options: &LoadOptions<'_>,
+    object: &[u8],
+) -> Result<Vec<LoadedProgram>, LoadError> {
+    let pins: Vec<_> = maps::pins(options.bpffs).collect();
+    let mut loader = EbpfLoader::new();
+    // The programs use no kernel types, so the kernel's own type information need not be read.
+    loader.btf(None).override_global("CONFIG", options.config.as_bytes(), true);
+    for (name, path) in &pins {
+        loader.map_pin_path(name, path.as_path());
+    }
+    let mut ebpf = loader.load(object).map_err(LoadError::Object)?;
+    let mut programs = Vec::new();
+    for (name, program) in ebpf.programs_mut() {
+        if let Program::SchedClassifier(program) = program
+            && needed(name, &options.config)
+        {
+            let loaded = load_program(name, program)
+                .map_err(|source| LoadError::Program { name: name.to_owned(), source })?;
+            programs.push(loaded);
+        }
+    }
+    programs.sort_by(|a, b| a.stats.name.cmp(&b.stats.name));
+    Ok(programs)
+}
+
+/// What is switched off is not even loaded.
+fn needed(program: &str, config: &DatapathConfig) -> bool {
+    let overlay = program == names::FROM_OVERLAY || program == names::TO_OVERLAY;
+    !overlay || config.tunnel != abi::config::TUNNEL_OFF
+}
+
+fn load_program(
+    name: &str,
+    program: &mut SchedClassifier,
+) -> Result<LoadedProgram, ProgramError> {
+    let started = Instant::now();
+    program.load()?;
+    let load_duration = started.elapsed();
+    let info = program.info()?;
+    let stats = ProgramStats {
+        name: name.to_owned(),
+        id: info.id(),
+        tag: info.tag(),
+        // An instruction is 8 bytes.
+        insns: info.size_translated().unwrap_or(0) / 8,
+        verified_insns: info.verified_instruction_count().unwrap_or(0),
+        jited_len: info.size_jitted(),
+        load_duration,
+    };
+    let fd = program.fd()?.as_fd().try_clone_to_owned();
+    Ok(LoadedProgram { fd: fd.map_err(ProgramError::IOError)?, stats })
+}
+
+/// The directories of generations, lowest first.
+fn generations(dir: &Path) -> Result<Vec<(u64, PathBuf)>, LoadError> {
+    let failed = |source| LoadError::File { action: "list", path: dir.to_owned(), source };
+    let entries = match fs::read_dir(dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.map_err(failed)?,
+    };
+    let mut found = Vec::new();
+    for entry in entries {
+        let path = entry.map_err(failed)?.path();
+        let number = path.file_name().and_then(|name| name.to_str()?.parse().ok());
+        found.extend(number.map(|number| (number, path)));
+    }
+    found.sort();
+    Ok(found)
+}
+
+fn next_generation(bpffs: &Path) -> Result<u64, LoadError> {
+    let generations = generations(&bpffs.join(names::PROGRAMS_DIR))?;
+    Ok(generations.last().map_or(1, |(number, _)| number + 1))
+}

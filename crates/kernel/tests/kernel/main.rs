@@ -1,0 +1,2 @@
+//! Tests against the running kernel.
+fn main() {}
