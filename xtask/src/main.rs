@@ -7,6 +7,7 @@
 mod bench;
 mod bpf;
 mod build;
+mod demo;
 mod shell;
 mod test;
 mod tidy;
@@ -33,6 +34,12 @@ enum Verb {
     BuildBpf,
     /// Build everything, optimised, into target/release.
     Build,
+    /// Build everything, start a cluster on this machine, and show its pods talk.
+    Demo {
+        /// Take the cluster down at the end (so it is when the variable CI is set).
+        #[arg(long)]
+        down: bool,
+    },
     /// Run the tests, all or the named stages.
     Test {
         stages: Vec<test::Stage>,
@@ -77,6 +84,7 @@ fn main() -> ExitCode {
                 ExitCode::FAILURE
             };
         }
+        Verb::Demo { down } => demo::demo(&root, down),
         Verb::Bench { name } => bench::bench(&root, name.as_deref()),
         Verb::BenchPeer(arguments) => bench::peer(&arguments),
         Verb::Tidy => tidy::check(&root).map(|()| shell::say("the tree is tidy")),
