@@ -46,7 +46,7 @@ pub(crate) fn bench(root: &Root, name: Option<&str>) -> anyhow::Result<()> {
         let result = match *candidate {
             // These need the kernel crate, so they are programs of that crate.
             "datapath" => example(root, "bench_datapath"),
-            "load" => example(root, "bench_load"),
+            "load" => load(root),
             "pod" => pods::bench(root),
             "cni" => plugin::bench(root),
             "memory" => cluster::memory(root),
@@ -65,6 +65,32 @@ pub(crate) fn bench(root: &Root, name: Option<&str>) -> anyhow::Result<()> {
 
 fn example(root: &Root, name: &str) -> anyhow::Result<()> {
     run(shell::cargo(root).args(["run", "--release", "--package", "kernel", "--example", name]))
+}
+
+/// `load`: verification and loading of all programs of a node, once.
+fn load(root: &Root) -> anyhow::Result<()> {
+    let mut report = Report::new(
+        "load",
+        "All maps and programs loaded and pinned, in tunnel mode with IPv4 and IPv6, default sizes of maps.",
+    );
+    let text = output(
+        shell::cargo(root)
+            .args(["run", "--release", "--package", "kernel", "--example", "bench_load", "--"])
+            .arg(repetitions().to_string()),
+    )?;
+    for line in text.lines().filter_map(|line| line.strip_prefix("BENCH ")) {
+        let words: Vec<&str> = line.split('|').collect();
+        let [metric, variant, value] = words[..] else { bail!("cannot understand {line:?}") };
+        report.add(metric, variant, value.parse()?);
+    }
+    report.limits.push(Limit {
+        metric: "all programs and maps, ms",
+        variant: "first start, maps are made",
+        against: &[],
+        at_most: Some(300.0),
+        at_least: None,
+    });
+    report.finish(root)
 }
 
 /// Figures of one benchmark: by metric, by variant, one per repetition.

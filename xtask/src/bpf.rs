@@ -40,7 +40,8 @@ struct Compiler {
 pub(crate) fn build(root: &Root) -> anyhow::Result<PathBuf> {
     let toolchain = toolchain(root)?;
     say(format!("building the BPF programs with {}", toolchain.name));
-    let target = root.target().join("bpf");
+    // Where `crates/kernel/build.rs` looks, wherever cargo builds.
+    let target = root.join("target/bpf");
     let mut path = vec![toolchain.linker_dir.clone()];
     path.extend(std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()));
 

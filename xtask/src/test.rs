@@ -214,8 +214,12 @@ fn lab_smoke(run: &mut Run<'_>, kernel: &vm::Kernel, series: &str) {
     if !cilium.is_file() {
         return run.skip(&name, "no target/debug/cilium (the stage `lab` builds it)");
     }
-    let script =
-        format!("sh {} {}", run.root.join("xtask/src/smoke.sh").display(), cilium.display());
+    let script = format!(
+        "sh {} {} {}",
+        run.root.join("xtask/src/smoke.sh").display(),
+        cilium.display(),
+        run.root.join("docs/guide/pods.yaml").display()
+    );
     match vm::run(kernel, &script, run.remaining(), |line| run.log_line(line)) {
         Ok(outcome) if outcome.status == Some(0) => run.pass(&name),
         Ok(outcome) => run.fail(&name, &last_lines(&outcome.output, 20)),
