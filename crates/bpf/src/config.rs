@@ -15,9 +15,16 @@ static CONFIG: DatapathConfig = {
 #[inline(always)]
 pub(crate) fn config() -> &'static DatapathConfig {
     const { assert!(size_of::<DatapathConfig>() > 0 && is_zeroable::<DatapathConfig>()) };
-    let mut pointer = &raw const CONFIG;
-    // SAFETY: the statement does nothing but hide where the pointer comes from.
-    unsafe { core::arch::asm!("/* {0} */", inout(reg) pointer, options(nomem, nostack, preserves_flags)) };
+    let pointer: *const DatapathConfig;
+    // SAFETY: the statement copies an address, which hides where it comes from.
+    unsafe {
+        core::arch::asm!(
+            "{pointer} = {address}",
+            pointer = out(reg) pointer,
+            address = in(reg) &raw const CONFIG,
+            options(nomem, nostack, preserves_flags, pure),
+        );
+    }
     // SAFETY: it still points to CONFIG, which nobody writes once the programs are loaded.
     unsafe { &*pointer }
 }

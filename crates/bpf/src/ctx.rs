@@ -3,15 +3,15 @@
 use abi::event::{DebugMessage, DropNotify, TraceNotify};
 use aya_ebpf::bindings::{
     __sk_buff, BPF_F_TUNINFO_IPV6, BPF_F_ZERO_CSUM_TX, BPF_FIB_LKUP_RET_BLACKHOLE,
-    BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS, bpf_fib_lookup as FibLookup,
+    BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS, bpf_fib_lookup as FibLookup, bpf_redir_neigh as Neighbour,
     bpf_tunnel_key as TunnelKey,
 };
 use aya_ebpf::helpers::{
-    bpf_fib_lookup, bpf_get_hash_recalc, bpf_skb_change_type, bpf_skb_get_tunnel_key,
+    bpf_fib_lookup, bpf_get_hash_recalc, bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer, bpf_skb_change_type, bpf_skb_get_tunnel_key,
     bpf_skb_pull_data, bpf_skb_set_tunnel_key,
 };
 use aya_ebpf::programs::TcContext;
-use datapath::Packet;
+use datapath::{Packet, Verdict};
 use datapath::packet::{AF_INET, NextHop, Route, RouteQuery, TunnelRemote};
 
 use crate::events;
@@ -182,6 +182,32 @@ impl Packet for Skb {
     fn set_mark(&mut self, mark: u32) {
         // SAFETY: a field of the program's own context that programs may write.
         unsafe { (*self.skb).mark = mark };
+    }
+
+    #[inline(always)]
+    fn redirect(&mut self, ifindex: u32) -> Verdict {
+        // SAFETY: a helper that takes numbers. It fails for no flags but 0 and 1.
+        unsafe { bpf_redirect(ifindex, 0) };
+        Verdict::Redirect
+    }
+
+    #[inline(always)]
+    fn redirect_peer(&mut self, ifindex: u32) -> Verdict {
+        // SAFETY: a helper that takes numbers. It fails for no flags but 0.
+        unsafe { bpf_redirect_peer(ifindex, 0) };
+        Verdict::Redirect
+    }
+
+    #[inline(always)]
+    fn redirect_neighbour(&mut self, ifindex: u32, next_hop: &NextHop) -> Verdict {
+        // SAFETY: all fields are integers.
+        let mut neighbour: Neighbour = unsafe { core::mem::zeroed() };
+        neighbour.nh_family = u32::from(next_hop.address_family);
+        neighbour.__bindgen_anon_1.ipv6_nh = next_hop.address;
+        let len = size_of::<Neighbour>() as i32;
+        // SAFETY: the helper reads `len` bytes of `neighbour`; with them it does not fail.
+        unsafe { bpf_redirect_neigh(ifindex, &raw mut neighbour, len, 0) };
+        Verdict::Redirect
     }
 
     #[inline(always)]

@@ -1,6 +1,6 @@
 //! The BPF programs: a thin shell around the hooks of the `datapath` crate.
 //!
-//! Each program takes its packet, runs its hook, and tells the kernel the verdict. Names are
+//! Each program takes its packet, runs its hook and returns the verdict. Names are
 //! [`abi::names`]; maps are in [`maps`], the packet in [`ctx`].
 
 #![no_std]
@@ -12,42 +12,19 @@ mod ctx;
 mod events;
 mod maps;
 
-use aya_ebpf::bindings::{TC_ACT_OK, TC_ACT_SHOT, bpf_redir_neigh as Neighbour};
-use aya_ebpf::helpers::{bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer};
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 use datapath::hooks::{
     self, FromContainer, FromHost, FromNetdev, FromOverlay, Hook, ToContainer, ToNetdev, ToOverlay,
 };
-use datapath::packet::NextHop;
-use datapath::Verdict;
 
 use crate::ctx::Skb;
 use crate::maps::NodeMaps;
 
-/// Runs a hook and carries out its verdict.
+/// Runs a hook.
 #[inline(always)]
 fn program<H: Hook>(context: &TcContext) -> i32 {
-    match hooks::run::<H, _, _>(&mut Skb::new(context), &NodeMaps) {
-        Verdict::ToStack => TC_ACT_OK as i32,
-        Verdict::Drop => TC_ACT_SHOT as i32,
-        // SAFETY: helpers that take numbers.
-        Verdict::Redirect { ifindex } => unsafe { bpf_redirect(ifindex, 0) as i32 },
-        // SAFETY: helpers that take numbers.
-        Verdict::RedirectPeer { ifindex } => unsafe { bpf_redirect_peer(ifindex, 0) as i32 },
-        Verdict::RedirectNeighbour { ifindex, next_hop } => redirect_neighbour(ifindex, next_hop),
-    }
-}
-
-#[inline(always)]
-fn redirect_neighbour(ifindex: u32, next_hop: NextHop) -> i32 {
-    // SAFETY: all fields are integers.
-    let mut neighbour: Neighbour = unsafe { core::mem::zeroed() };
-    neighbour.nh_family = u32::from(next_hop.address_family);
-    neighbour.__bindgen_anon_1.ipv6_nh = next_hop.address;
-    let len = size_of::<Neighbour>() as i32;
-    // SAFETY: the helper reads `len` bytes of `neighbour`.
-    unsafe { bpf_redirect_neigh(ifindex, &raw mut neighbour, len, 0) as i32 }
+    hooks::run::<H, _, _>(&mut Skb::new(context), &NodeMaps) as i32
 }
 
 /// What a pod sends.

@@ -60,8 +60,8 @@ static METRICS: PerCpuArray<MetricsValue, { METRICS_LEN as usize }> = PerCpuArra
 #[btf_map(name = "cilium_runtime_config")]
 static RUNTIME_CONFIG: Array<u64, { names::RUNTIME_CONFIG.max_entries as usize }> = Array::new();
 
-/// A ring of bytes: records of [`crate::events`].
-pub(crate) type Ring = RingBuf<u8, { names::EVENTS_RING_BYTES as usize }>;
+/// A ring of records of [`crate::events`].
+pub(crate) type Ring = RingBuf<(), { names::EVENTS_RING_BYTES as usize }>;
 
 /// As many rings as the kernel may have CPUs; the loader knows how many.
 #[btf_map(name = "cilium_events_v1")]

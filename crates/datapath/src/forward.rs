@@ -11,7 +11,7 @@ use abi::ipcache::{
 use abi::{AddressKey, DropReason, mark};
 
 use crate::family::{Addr, Family, IpHeader, ipcache_key};
-use crate::hooks::{Forward, Verdict};
+use crate::hooks::Verdict;
 use crate::identity::{to_vni, world};
 use crate::maps::Maps;
 use crate::observe::{self, Seen};
@@ -25,11 +25,11 @@ pub fn to_endpoint<F: Family, P: Packet, M: Maps>(
     seen: &mut Seen,
     header: &IpHeader<F>,
     endpoint: &EndpointInfo,
-) -> Result<Forward, DropReason> {
+) -> Result<Verdict, DropReason> {
     header.forward(packet)?;
     address_to(packet, maps, seen, endpoint)?;
-    let verdict = Verdict::RedirectPeer { ifindex: endpoint.ifindex };
-    Ok(Forward { verdict, point: ObservationPoint::ToEndpoint, ifindex: endpoint.ifindex })
+    seen.leaves(ObservationPoint::ToEndpoint, endpoint.ifindex);
+    Ok(packet.redirect_peer(endpoint.ifindex))
 }
 
 /// To a local pod by the egress of its device, where `to_container` takes over: for hooks at an
@@ -41,7 +41,7 @@ pub fn to_endpoint_device<P: Packet, M: Maps>(
     endpoint: &EndpointInfo,
 ) -> Result<Verdict, DropReason> {
     address_to(packet, maps, seen, endpoint)?;
-    Ok(Verdict::Redirect { ifindex: endpoint.ifindex })
+    Ok(packet.redirect(endpoint.ifindex))
 }
 
 fn address_to<P: Packet, M: Maps>(
@@ -58,10 +58,11 @@ fn address_to<P: Packet, M: Maps>(
 }
 
 /// To the host itself, through its stack, which learns who sends from the mark.
-pub fn to_host<P: Packet>(packet: &mut P, seen: &mut Seen) -> Forward {
+pub fn to_host<P: Packet>(packet: &mut P, seen: &mut Seen) -> Verdict {
     seen.target_identity = abi::identity::HOST;
     packet.set_mark(mark::with_identity(mark::IDENTITY, seen.source_identity));
-    Forward { verdict: Verdict::ToStack, point: ObservationPoint::ToHost, ifindex: 0 }
+    seen.leaves(ObservationPoint::ToHost, 0);
+    Verdict::Pass
 }
 
 /// Who is behind the address of `key`, if anybody knows: a hash first, for single addresses, then
@@ -100,26 +101,26 @@ pub fn tunnel_to<M: Maps>(maps: &M, remote: &RemoteEndpointInfo) -> Option<Tunne
 pub fn to_tunnel<P: Packet, M: Maps>(
     packet: &mut P,
     maps: &M,
-    seen: &Seen,
+    seen: &mut Seen,
     node: TunnelRemote,
-) -> Result<Forward, DropReason> {
+) -> Result<Verdict, DropReason> {
     let (TunnelRemote::V4(last_word) | TunnelRemote::V6([.., last_word])) = node;
     observe::debug(packet, maps, seen, DEBUG_ENCAP, [u32::from_be(last_word), seen.source_identity]);
     // `to_overlay` reads the mark, the other node the VNI.
     packet.set_mark(mark::with_identity(mark::IDENTITY, seen.source_identity));
     packet.set_tunnel(to_vni(seen.source_identity), node).ok_or(DropReason::WriteError)?;
     let ifindex = maps.config().tunnel_ifindex;
-    let verdict = Verdict::Redirect { ifindex };
-    Ok(Forward { verdict, point: ObservationPoint::ToOverlay, ifindex })
+    seen.leaves(ObservationPoint::ToOverlay, ifindex);
+    Ok(packet.redirect(ifindex))
 }
 
 /// Out of the node by its routing table, without the stack where the neighbour can be addressed
 /// from here.
 pub fn to_network<F: Family, P: Packet>(
     packet: &mut P,
-    seen: &Seen,
+    seen: &mut Seen,
     header: &IpHeader<F>,
-) -> Result<Forward, DropReason> {
+) -> Result<Verdict, DropReason> {
     let route = packet.route(&RouteQuery {
         address_family: F::ADDRESS_FAMILY,
         traffic_class: header.traffic_class,
@@ -128,20 +129,24 @@ pub fn to_network<F: Family, P: Packet>(
         source: header.source.0,
         target: header.target.0,
     });
-    let (verdict, ifindex) = match route {
+    packet.set_mark(mark::with_identity(mark::IDENTITY, seen.source_identity));
+    Ok(match route {
         Route::Neighbour { ifindex, target_mac, source_mac } => {
             header.forward(packet)?;
             eth::set_addresses(packet, target_mac, source_mac).ok_or(DropReason::WriteError)?;
-            (Verdict::Redirect { ifindex }, ifindex)
+            seen.leaves(ObservationPoint::ToStack, ifindex);
+            packet.redirect(ifindex)
         }
         Route::Resolve { ifindex, next_hop } => {
             header.forward(packet)?;
-            (Verdict::RedirectNeighbour { ifindex, next_hop }, ifindex)
+            seen.leaves(ObservationPoint::ToStack, ifindex);
+            packet.redirect_neighbour(ifindex, &next_hop)
         }
         // It counts the hop itself, and tells the sender when something is wrong.
-        Route::Stack => (Verdict::ToStack, 0),
+        Route::Stack => {
+            seen.leaves(ObservationPoint::ToStack, 0);
+            Verdict::Pass
+        }
         Route::Blackhole => return Err(DropReason::NoFib),
-    };
-    packet.set_mark(mark::with_identity(mark::IDENTITY, seen.source_identity));
-    Ok(Forward { verdict, point: ObservationPoint::ToStack, ifindex })
+    })
 }

@@ -9,11 +9,12 @@ use abi::drop_reason::{REASON_FORWARDED, REASON_INTERFACE};
 use abi::metrics::{self, Direction};
 use abi::DropReason;
 
+use crate::family::{Family, V6};
 use crate::maps::Maps;
 use crate::packet::Packet;
 
 /// What is known so far of the packet in hand; hooks fill it in on the way.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Seen {
     /// Identity of the source.
     pub source_identity: u32,
@@ -23,8 +24,45 @@ pub struct Seen {
     pub endpoint: u16,
     /// The local endpoint that the packet is for, 0 for none.
     pub target_endpoint: u16,
-    /// The packet is IPv6.
-    pub is_ipv6: bool,
+    /// 1 when the packet is IPv6.
+    pub is_ipv6: u8,
+    /// Where it leaves, as an [`ObservationPoint`]; [`Self::SILENT`] when nobody need know: it is
+    /// none of ours, or another hook sees it next, or it is our own answer.
+    pub point: u8,
+    /// Unused, zero.
+    pub pad: u16,
+    /// The device it leaves by, 0 where the kernel chooses.
+    pub ifindex: u32,
+}
+
+impl Seen {
+    /// Value of [`Seen::point`]: neither counted nor traced.
+    pub const SILENT: u8 = u8::MAX;
+
+    /// Nothing is known.
+    pub const fn new() -> Self {
+        Self {
+            source_identity: 0,
+            target_identity: 0,
+            endpoint: 0,
+            target_endpoint: 0,
+            is_ipv6: 0,
+            point: Self::SILENT,
+            pad: 0,
+            ifindex: 0,
+        }
+    }
+
+    /// The packet is of family `F`.
+    pub fn family<F: Family>(&mut self) {
+        self.is_ipv6 = u8::from(F::NUMBER == V6::NUMBER);
+    }
+
+    /// The packet leaves at `point`, by the device `ifindex`.
+    pub fn leaves(&mut self, point: ObservationPoint, ifindex: u32) {
+        self.point = point as u8;
+        self.ifindex = ifindex;
+    }
 }
 
 /// Notes that a packet was seen on its way in at `point`.
@@ -34,24 +72,19 @@ pub fn came_in<P: Packet, M: Maps>(packet: &P, maps: &M, seen: &Seen, point: Obs
         maps.count(slot, u64::from(packet.length()));
     }
     if maps.config().monitor_aggregation < AGGREGATION_LOWEST {
-        trace(packet, maps, seen, point, 0);
+        trace(packet, maps, seen, point as u8, 0);
     }
 }
 
-/// Notes that a packet leaves at `point`, by the device `ifindex` where that is known.
-pub fn forwarded<P: Packet, M: Maps>(
-    packet: &P,
-    maps: &M,
-    seen: &Seen,
-    point: ObservationPoint,
-    ifindex: u32,
-) {
-    let direction = match point {
-        ObservationPoint::ToEndpoint => Direction::Ingress,
-        _ => Direction::Egress,
-    };
+/// Notes that a packet leaves, as `seen` says.
+pub fn left<P: Packet, M: Maps>(packet: &P, maps: &M, seen: &Seen) {
+    if seen.point == Seen::SILENT {
+        return;
+    }
+    let is_delivered = seen.point == ObservationPoint::ToEndpoint as u8;
+    let direction = if is_delivered { Direction::Ingress } else { Direction::Egress };
     maps.count(metrics::index(REASON_FORWARDED, direction), u64::from(packet.length()));
-    trace(packet, maps, seen, point, ifindex);
+    trace(packet, maps, seen, seen.point, seen.ifindex);
 }
 
 /// Notes that a packet was dropped: the one place that does.
@@ -107,19 +140,17 @@ fn trace<P: Packet, M: Maps>(
     packet: &P,
     maps: &M,
     seen: &Seen,
-    point: ObservationPoint,
+    point: u8,
     ifindex: u32,
 ) {
     if !is_traced(maps) {
         return;
     }
     // As in Cilium, an event at an endpoint is that endpoint's.
-    let source = match point {
-        ObservationPoint::ToEndpoint => seen.target_endpoint,
-        _ => seen.endpoint,
-    };
+    let is_delivered = point == ObservationPoint::ToEndpoint as u8;
+    let source = if is_delivered { seen.target_endpoint } else { seen.endpoint };
     packet.send_trace(&TraceNotify {
-        header: capture(packet, maps, EventType::Trace, point as u8, source, 2),
+        header: capture(packet, maps, EventType::Trace, point, source, 2),
         src_label: seen.source_identity,
         dst_label: seen.target_identity,
         dst_id: seen.target_endpoint,
@@ -156,5 +187,5 @@ fn capture<P: Packet, M: Maps>(
 }
 
 fn flags(seen: &Seen) -> u8 {
-    if seen.is_ipv6 { EVENT_F_IPV6 } else { 0 }
+    if seen.is_ipv6 != 0 { EVENT_F_IPV6 } else { 0 }
 }

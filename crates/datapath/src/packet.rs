@@ -2,6 +2,8 @@
 
 use abi::event::{DebugMessage, DropNotify, TraceNotify};
 
+use crate::hooks::Verdict;
+
 /// A packet in a hook: its bytes from the Ethernet header on, and its metadata.
 ///
 /// Bytes are read and written a whole header at a time; an access beyond the end is `None`. No
@@ -20,6 +22,13 @@ pub trait Packet {
     fn mark(&self) -> u32;
     /// Sets the mark.
     fn set_mark(&mut self, mark: u32);
+    /// Sends the packet out of the device `ifindex`: another, or back out of the same.
+    fn redirect(&mut self, ifindex: u32) -> Verdict;
+    /// Sends the packet into the namespace at the other end of the pod's device `ifindex`.
+    fn redirect_peer(&mut self, ifindex: u32) -> Verdict;
+    /// Sends the packet out of the device `ifindex` to a neighbour whose MAC address the kernel
+    /// finds.
+    fn redirect_neighbour(&mut self, ifindex: u32, next_hop: &NextHop) -> Verdict;
     /// Makes the stack take the packet as sent to this host, whatever its MAC address says.
     fn accept_as_host(&mut self);
 

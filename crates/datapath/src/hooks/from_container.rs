@@ -8,7 +8,7 @@ use abi::event::{DEBUG_ICMP6_NS, HookId, ObservationPoint};
 use abi::metrics::Direction;
 use abi::DropReason;
 
-use super::{Carries, Forward, Hook, Outcome, Verdict, carries};
+use super::{Carries, Hook, Verdict, carries};
 use crate::family::{Family, OnLink, V4, V6, address_key};
 use crate::identity::world;
 use crate::maps::Maps;
@@ -29,7 +29,7 @@ impl Hook for FromContainer {
         packet: &mut P,
         maps: &M,
         seen: &mut Seen,
-    ) -> Result<Outcome, DropReason> {
+    ) -> Result<Verdict, DropReason> {
         let device = maps.device(packet.ifindex()).ok_or(DropReason::UnknownSender)?;
         seen.source_identity = device.sec_id;
         seen.endpoint = device.lxc_id;
@@ -47,8 +47,8 @@ fn send<F: Family, P: Packet, M: Maps>(
     maps: &M,
     seen: &mut Seen,
     device: &DeviceEndpoint,
-) -> Result<Outcome, DropReason> {
-    seen.is_ipv6 = F::NUMBER == V6::NUMBER;
+) -> Result<Verdict, DropReason> {
+    seen.family::<F>();
     observe::came_in(packet, maps, seen, ObservationPoint::FromEndpoint);
     let header = F::parse(packet)?;
     match F::on_link(packet, &header, device)? {
@@ -56,38 +56,32 @@ fn send<F: Family, P: Packet, M: Maps>(
         OnLink::Solicitation(solicitation) => {
             return answer_solicitation(packet, maps, seen, device, &solicitation);
         }
-        OnLink::ToStack => return Ok(Outcome::Silent(Verdict::ToStack)),
+        OnLink::ToStack => return Ok(Verdict::Pass),
     }
 
     let key = address_key::<F>(header.target);
     if let Some(endpoint) = maps.endpoint(&key) {
-        return Ok(Outcome::Forwarded(if endpoint.flags & ENDPOINT_F_HOST == 0 {
-            forward::to_endpoint(packet, maps, seen, &header, endpoint)?
+        return if endpoint.flags & ENDPOINT_F_HOST == 0 {
+            forward::to_endpoint(packet, maps, seen, &header, endpoint)
         } else {
-            forward::to_host(packet, seen)
-        }));
+            Ok(forward::to_host(packet, seen))
+        };
     }
-    let forward: Forward = match forward::whois::<F, M>(maps, &key) {
-        Some(remote) => {
-            seen.target_identity = remote.sec_identity;
-            match forward::tunnel_to(maps, remote) {
-                Some(node) => forward::to_tunnel(packet, maps, seen, node)?,
-                None => forward::to_network(packet, seen, &header)?,
-            }
+    seen.target_identity = world::<F>(maps.config());
+    if let Some(remote) = forward::whois::<F, M>(maps, &key) {
+        seen.target_identity = remote.sec_identity;
+        if let Some(node) = forward::tunnel_to(maps, remote) {
+            return forward::to_tunnel(packet, maps, seen, node);
         }
-        None => {
-            seen.target_identity = world::<F>(maps.config());
-            forward::to_network(packet, seen, &header)?
-        }
-    };
-    Ok(Outcome::Forwarded(forward))
+    }
+    forward::to_network(packet, seen, &header)
 }
 
 /// Everybody but the pod itself is at the gateway's MAC address.
 fn answer_arp<P: Packet>(
     packet: &mut P,
     device: &DeviceEndpoint,
-) -> Result<Outcome, DropReason> {
+) -> Result<Verdict, DropReason> {
     let Some(request) = arp::request(packet) else {
         return Err(DropReason::UnknownL3);
     };
@@ -101,7 +95,7 @@ fn answer_arp<P: Packet>(
         return Err(DropReason::MulticastHandled);
     }
     arp::answer(packet, &request, device.node_mac).ok_or(DropReason::WriteError)?;
-    Ok(Outcome::Silent(Verdict::Redirect { ifindex: packet.ifindex() }))
+    Ok(packet.redirect(packet.ifindex()))
 }
 
 fn answer_solicitation<P: Packet, M: Maps>(
@@ -110,9 +104,9 @@ fn answer_solicitation<P: Packet, M: Maps>(
     seen: &Seen,
     device: &DeviceEndpoint,
     solicitation: &icmp6::Solicitation,
-) -> Result<Outcome, DropReason> {
+) -> Result<Verdict, DropReason> {
     let last_word = u32::from_be(solicitation.target[3]);
     observe::debug(packet, maps, seen, DEBUG_ICMP6_NS, [last_word, 0]);
     icmp6::advertise(packet, solicitation, device.node_mac).ok_or(DropReason::WriteError)?;
-    Ok(Outcome::Silent(Verdict::Redirect { ifindex: packet.ifindex() }))
+    Ok(packet.redirect(packet.ifindex()))
 }

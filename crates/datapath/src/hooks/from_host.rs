@@ -5,7 +5,7 @@ use abi::event::{HookId, ObservationPoint};
 use abi::metrics::Direction;
 use abi::{DropReason, identity, mark};
 
-use super::{Carries, Hook, Outcome, Verdict, carries};
+use super::{Carries, Hook, Verdict, carries};
 use crate::family::{Family, V4, V6, address_key};
 use crate::forward;
 use crate::identity::from_mark;
@@ -25,12 +25,12 @@ impl Hook for FromHost {
         packet: &mut P,
         maps: &M,
         seen: &mut Seen,
-    ) -> Result<Outcome, DropReason> {
+    ) -> Result<Verdict, DropReason> {
         match carries(packet, maps)? {
             Carries::V4 => send::<V4, P, M>(packet, maps, seen),
             Carries::V6 => send::<V6, P, M>(packet, maps, seen),
             // Questions of the host's stack that only its own other end hears.
-            Carries::Arp | Carries::Other => Ok(Outcome::Silent(Verdict::ToStack)),
+            Carries::Arp | Carries::Other => Ok(Verdict::Pass),
         }
     }
 }
@@ -39,11 +39,11 @@ fn send<F: Family, P: Packet, M: Maps>(
     packet: &mut P,
     maps: &M,
     seen: &mut Seen,
-) -> Result<Outcome, DropReason> {
-    seen.is_ipv6 = F::NUMBER == V6::NUMBER;
+) -> Result<Verdict, DropReason> {
+    seen.family::<F>();
     let header = F::parse(packet)?;
     if F::is_link_scoped(header.target) {
-        return Ok(Outcome::Silent(Verdict::ToStack));
+        return Ok(Verdict::Pass);
     }
     seen.source_identity = from_mark(packet.mark()).unwrap_or(identity::HOST);
     observe::came_in(packet, maps, seen, ObservationPoint::FromHost);
@@ -51,16 +51,16 @@ fn send<F: Family, P: Packet, M: Maps>(
     let key = address_key::<F>(header.target);
     if let Some(endpoint) = maps.endpoint(&key) {
         if endpoint.flags & ENDPOINT_F_HOST != 0 {
-            return Ok(Outcome::Silent(Verdict::ToStack));
+            return Ok(Verdict::Pass);
         }
         // `to_container` counts and traces the delivery.
         packet.set_mark(mark::with_identity(mark::IDENTITY, seen.source_identity));
-        return forward::to_endpoint_device(packet, maps, seen, endpoint).map(Outcome::Silent);
+        return forward::to_endpoint_device(packet, maps, seen, endpoint);
     }
     let remote = forward::whois::<F, M>(maps, &key).ok_or(DropReason::Unroutable)?;
     seen.target_identity = remote.sec_identity;
     // Without a tunnel the route that led here is wrong: pods of other nodes are routed by nodes'
     // addresses.
     let node = forward::tunnel_to(maps, remote).ok_or(DropReason::Unroutable)?;
-    forward::to_tunnel(packet, maps, seen, node).map(Outcome::Forwarded)
+    forward::to_tunnel(packet, maps, seen, node)
 }

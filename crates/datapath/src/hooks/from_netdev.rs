@@ -8,7 +8,7 @@ use abi::event::{HookId, ObservationPoint};
 use abi::metrics::Direction;
 use abi::DropReason;
 
-use super::{Carries, Hook, Outcome, Verdict, carries};
+use super::{Carries, Hook, Verdict, carries};
 use crate::family::{Family, V4, V6, address_key};
 use crate::forward::{self, identity_of};
 use crate::maps::Maps;
@@ -27,12 +27,12 @@ impl Hook for FromNetdev {
         packet: &mut P,
         maps: &M,
         seen: &mut Seen,
-    ) -> Result<Outcome, DropReason> {
+    ) -> Result<Verdict, DropReason> {
         match carries(packet, maps) {
             Ok(Carries::V4) => receive::<V4, P, M>(packet, maps, seen),
             Ok(Carries::V6) => receive::<V6, P, M>(packet, maps, seen),
             // Bridges, LLDP, ARP: the network's own business.
-            Ok(Carries::Arp | Carries::Other) | Err(_) => Ok(Outcome::Silent(Verdict::ToStack)),
+            Ok(Carries::Arp | Carries::Other) | Err(_) => Ok(Verdict::Pass),
         }
     }
 }
@@ -41,8 +41,8 @@ fn receive<F: Family, P: Packet, M: Maps>(
     packet: &mut P,
     maps: &M,
     seen: &mut Seen,
-) -> Result<Outcome, DropReason> {
-    seen.is_ipv6 = F::NUMBER == V6::NUMBER;
+) -> Result<Verdict, DropReason> {
+    seen.family::<F>();
     let header = F::parse(packet)?;
     let endpoint = maps
         .endpoint(&address_key::<F>(header.target))
@@ -53,8 +53,8 @@ fn receive<F: Family, P: Packet, M: Maps>(
     observe::came_in(packet, maps, seen, ObservationPoint::FromNetwork);
     match endpoint {
         Some(endpoint) => {
-            forward::to_endpoint(packet, maps, seen, &header, endpoint).map(Outcome::Forwarded)
+            forward::to_endpoint(packet, maps, seen, &header, endpoint)
         }
-        None => Ok(Outcome::Silent(Verdict::ToStack)),
+        None => Ok(Verdict::Pass),
     }
 }

@@ -5,7 +5,7 @@ use abi::event::{DEBUG_DECAP, HookId, ObservationPoint};
 use abi::metrics::Direction;
 use abi::DropReason;
 
-use super::{Carries, Hook, Outcome, Verdict, carries};
+use super::{Carries, Hook, Verdict, carries};
 use crate::family::{Family, V4, V6, address_key};
 use crate::forward;
 use crate::identity::from_vni;
@@ -25,12 +25,12 @@ impl Hook for FromOverlay {
         packet: &mut P,
         maps: &M,
         seen: &mut Seen,
-    ) -> Result<Outcome, DropReason> {
+    ) -> Result<Verdict, DropReason> {
         match carries(packet, maps)? {
             Carries::V4 => receive::<V4, P, M>(packet, maps, seen),
             Carries::V6 => receive::<V6, P, M>(packet, maps, seen),
             // Nodes resolve each other on the underlay only.
-            Carries::Arp => Ok(Outcome::Silent(Verdict::ToStack)),
+            Carries::Arp => Ok(Verdict::Pass),
             Carries::Other => Err(DropReason::UnknownL3),
         }
     }
@@ -40,8 +40,8 @@ fn receive<F: Family, P: Packet, M: Maps>(
     packet: &mut P,
     maps: &M,
     seen: &mut Seen,
-) -> Result<Outcome, DropReason> {
-    seen.is_ipv6 = F::NUMBER == V6::NUMBER;
+) -> Result<Verdict, DropReason> {
+    seen.family::<F>();
     let vni = packet.tunnel_id().ok_or(DropReason::NoTunnelKey)?;
     observe::debug(packet, maps, seen, DEBUG_DECAP, [vni, 0]);
     seen.source_identity = from_vni::<F>(vni, maps.config())?;
@@ -50,10 +50,10 @@ fn receive<F: Family, P: Packet, M: Maps>(
     // Another node believes that the address is here; if it is not, nobody else would know better.
     let endpoint =
         maps.endpoint(&address_key::<F>(header.target)).ok_or(DropReason::Unroutable)?;
-    Ok(Outcome::Forwarded(if endpoint.flags & ENDPOINT_F_HOST == 0 {
-        forward::to_endpoint(packet, maps, seen, &header, endpoint)?
+    if endpoint.flags & ENDPOINT_F_HOST == 0 {
+        forward::to_endpoint(packet, maps, seen, &header, endpoint)
     } else {
         packet.accept_as_host();
-        forward::to_host(packet, seen)
-    }))
+        Ok(forward::to_host(packet, seen))
+    }
 }

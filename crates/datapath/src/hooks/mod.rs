@@ -10,7 +10,7 @@ mod to_netdev;
 mod to_overlay;
 
 use abi::DropReason;
-use abi::event::{HookId, ObservationPoint};
+use abi::event::HookId;
 use abi::metrics::Direction;
 pub use from_container::FromContainer;
 pub use from_host::FromHost;
@@ -23,54 +23,22 @@ pub use to_overlay::ToOverlay;
 use crate::family::{Family, V4, V6};
 use crate::maps::Maps;
 use crate::observe::{self, Seen};
-use crate::packet::{NextHop, Packet};
+use crate::packet::Packet;
 use crate::wire::eth;
 
-/// What the kernel shall do with the packet.
+/// What becomes of a packet. Numbers are the kernel's `TC_ACT_*`.
+///
+/// It is a plain number, as is all that hooks return: an enum with fields has bytes that mean
+/// nothing in some variants, and the verifier refuses code that moves what was never written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
 pub enum Verdict {
     /// Goes on where it was going: up the stack at an ingress, out of the device at an egress.
-    ToStack,
-    /// Out of another device, or back out of the same.
-    Redirect {
-        /// That device.
-        ifindex: u32,
-    },
-    /// Into the namespace at the other end of a pod's device.
-    RedirectPeer {
-        /// That device's end in the node.
-        ifindex: u32,
-    },
-    /// Out of another device, to a neighbour whose MAC address the kernel finds.
-    RedirectNeighbour {
-        /// That device.
-        ifindex: u32,
-        /// That neighbour.
-        next_hop: NextHop,
-    },
+    Pass = 0,
     /// Dropped, counted, named.
-    Drop,
-}
-
-/// A way onward that is counted and traced.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Forward {
-    /// What to do.
-    pub verdict: Verdict,
-    /// Where the trace event says the packet was seen.
-    pub point: ObservationPoint,
-    /// The device it leaves by, 0 where the kernel chooses.
-    pub ifindex: u32,
-}
-
-/// What a hook says of a packet that it does not drop.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
-    /// Forwarded, counted and traced.
-    Forwarded(Forward),
-    /// Let on its way without a word: it is none of ours, or another hook sees it next, or it is
-    /// our own answer.
-    Silent(Verdict),
+    Drop = 2,
+    /// Where one of the `redirect` functions of [`Packet`] said.
+    Redirect = 7,
 }
 
 /// One hook.
@@ -85,18 +53,17 @@ pub trait Hook {
         packet: &mut P,
         maps: &M,
         seen: &mut Seen,
-    ) -> Result<Outcome, DropReason>;
+    ) -> Result<Verdict, DropReason>;
 }
 
 /// Runs `H` on a packet, counts it and tells who listens.
 pub fn run<H: Hook, P: Packet, M: Maps>(packet: &mut P, maps: &M) -> Verdict {
-    let mut seen = Seen::default();
+    let mut seen = Seen::new();
     match H::run(packet, maps, &mut seen) {
-        Ok(Outcome::Forwarded(Forward { verdict, point, ifindex })) => {
-            observe::forwarded(packet, maps, &seen, point, ifindex);
+        Ok(verdict) => {
+            observe::left(packet, maps, &seen);
             verdict
         }
-        Ok(Outcome::Silent(verdict)) => verdict,
         Err(reason) => {
             observe::dropped(packet, maps, &seen, H::ID, H::DIRECTION, reason);
             Verdict::Drop

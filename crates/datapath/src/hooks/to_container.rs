@@ -6,7 +6,7 @@ use abi::event::{HookId, ObservationPoint};
 use abi::metrics::Direction;
 use abi::DropReason;
 
-use super::{Carries, Forward, Hook, Outcome, Verdict, carries};
+use super::{Carries, Hook, Verdict, carries};
 use crate::family::{Family, V4, V6, address_key};
 use crate::forward::identity_of;
 use crate::identity::from_mark;
@@ -26,12 +26,12 @@ impl Hook for ToContainer {
         packet: &mut P,
         maps: &M,
         seen: &mut Seen,
-    ) -> Result<Outcome, DropReason> {
+    ) -> Result<Verdict, DropReason> {
         match carries(packet, maps)? {
             Carries::V4 => deliver::<V4, P, M>(packet, maps, seen),
             Carries::V6 => deliver::<V6, P, M>(packet, maps, seen),
             // The stack's own questions to the pod.
-            Carries::Arp => Ok(Outcome::Silent(Verdict::ToStack)),
+            Carries::Arp => Ok(Verdict::Pass),
             Carries::Other => Err(DropReason::UnknownL3),
         }
     }
@@ -41,8 +41,8 @@ fn deliver<F: Family, P: Packet, M: Maps>(
     packet: &mut P,
     maps: &M,
     seen: &mut Seen,
-) -> Result<Outcome, DropReason> {
-    seen.is_ipv6 = F::NUMBER == V6::NUMBER;
+) -> Result<Verdict, DropReason> {
+    seen.family::<F>();
     let header = F::parse(packet)?;
     // Nothing is decided by who sends or receives, so it is only found out for who listens.
     if observe::is_traced(maps) {
@@ -56,6 +56,6 @@ fn deliver<F: Family, P: Packet, M: Maps>(
         };
     }
     let ifindex = packet.ifindex();
-    let verdict = Verdict::ToStack;
-    Ok(Outcome::Forwarded(Forward { verdict, point: ObservationPoint::ToEndpoint, ifindex }))
+    seen.leaves(ObservationPoint::ToEndpoint, ifindex);
+    Ok(Verdict::Pass)
 }

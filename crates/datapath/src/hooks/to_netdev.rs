@@ -4,7 +4,7 @@ use abi::event::{HookId, ObservationPoint};
 use abi::metrics::Direction;
 use abi::{DropReason, identity};
 
-use super::{Carries, Forward, Hook, Outcome, Verdict, carries};
+use super::{Carries, Hook, Verdict, carries};
 use crate::identity::from_mark;
 use crate::maps::Maps;
 use crate::observe::Seen;
@@ -22,17 +22,17 @@ impl Hook for ToNetdev {
         packet: &mut P,
         maps: &M,
         seen: &mut Seen,
-    ) -> Result<Outcome, DropReason> {
+    ) -> Result<Verdict, DropReason> {
         match carries(packet, maps) {
-            Ok(found @ (Carries::V4 | Carries::V6)) => seen.is_ipv6 = found == Carries::V6,
+            Ok(found @ (Carries::V4 | Carries::V6)) => seen.is_ipv6 = u8::from(found == Carries::V6),
             Ok(Carries::Arp | Carries::Other) | Err(_) => {
-                return Ok(Outcome::Silent(Verdict::ToStack));
+                return Ok(Verdict::Pass);
             }
         }
         // What bears no mark is the host's own.
         seen.source_identity = from_mark(packet.mark()).unwrap_or(identity::HOST);
         let ifindex = packet.ifindex();
-        let verdict = Verdict::ToStack;
-        Ok(Outcome::Forwarded(Forward { verdict, point: ObservationPoint::ToNetwork, ifindex }))
+            seen.leaves(ObservationPoint::ToNetwork, ifindex);
+        Ok(Verdict::Pass)
     }
 }

@@ -5,7 +5,7 @@ use abi::event::HookId;
 use abi::metrics::Direction;
 use abi::{DropReason, identity, mark};
 
-use super::{Hook, Outcome, Verdict};
+use super::{Hook, Verdict};
 use crate::identity::from_mark;
 use crate::maps::Maps;
 use crate::observe::Seen;
@@ -23,9 +23,9 @@ impl Hook for ToOverlay {
         packet: &mut P,
         _maps: &M,
         seen: &mut Seen,
-    ) -> Result<Outcome, DropReason> {
+    ) -> Result<Verdict, DropReason> {
         seen.source_identity = from_mark(packet.mark()).unwrap_or(identity::HOST);
         packet.set_mark(mark::with_identity(mark::OVERLAY, seen.source_identity));
-        Ok(Outcome::Silent(Verdict::ToStack))
+        Ok(Verdict::Pass)
     }
 }
