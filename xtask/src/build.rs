@@ -24,7 +24,7 @@ fn check(root: &Root) -> anyhow::Result<()> {
         let path = root.target().join("release").join(program);
         let bytes =
             std::fs::metadata(&path).with_context(|| format!("no {}", path.display()))?.len();
-        say(format!("{} ({:.1} MiB)", path.display(), bytes as f64 / (1 << 20) as f64));
+        say(format!("{} ({:.1} MiB)", path.display(), bytes as f64 / f64::from(1 << 20)));
         if program == "cilium-cni" && bytes > CNI_BYTES_MAX {
             bail!("cilium-cni has {bytes} bytes, more than the {CNI_BYTES_MAX} it may have");
         }

@@ -12,6 +12,7 @@
 //! skipped, never as passed. The last line is `N passed, N failed, N skipped`.
 
 use std::fmt;
+use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
 use std::ops::AddAssign;
 use std::path::PathBuf;
@@ -255,14 +256,21 @@ struct Run<'a> {
     root: &'a Root,
     stage: Stage,
     started: Instant,
+    /// Everything that tests print.
+    log: Option<File>,
     tally: Tally,
     failures: Vec<String>,
 }
 
 impl<'a> Run<'a> {
     fn new(root: &'a Root, stage: Stage) -> Self {
-        let started = Instant::now();
-        Self { root, stage, started, tally: Tally::default(), failures: Vec::new() }
+        let dir = root.target().join("test");
+        let log = std::fs::create_dir_all(&dir)
+            .and_then(|()| File::create(dir.join(format!("{stage}.log"))))
+            .inspect_err(|error| eprintln!("cannot keep a log in {}: {error}", dir.display()))
+            .ok();
+        let (started, tally) = (Instant::now(), Tally::default());
+        Self { root, stage, started, log, tally, failures: Vec::new() }
     }
 
     /// What is left of the stage's budget.
@@ -364,14 +372,9 @@ impl<'a> Run<'a> {
         if shown {
             println!("    {line}");
         }
-        let path = self.root.target().join("test");
-        let _ = std::fs::create_dir_all(&path);
-        let log = std::fs::OpenOptions::new()
-            .create(true)
-            .append(true)
-            .open(path.join(format!("{}.log", self.stage)));
-        if let Ok(mut log) = log {
-            let _ = writeln!(log, "{line}");
+        if let Some(log) = &self.log {
+            // A full disk shows in the tests themselves.
+            let _ = writeln!(&mut &*log, "{line}");
         }
     }
 
