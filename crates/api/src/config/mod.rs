@@ -1,0 +1,231 @@
+//! Every option: its key, default, help, parser, and whether we do what it says.
+//!
+//! A value comes from a flag, else from the environment (`CILIUM_<KEY IN UPPER SNAKE CASE>`), else from
+//! the file of that name in the directory `--config-dir` (the mounted ConfigMap `cilium-config`), else it
+//! is the default. A key is one of
+//!
+//! - **supported**: listed in [`Config`];
+//! - **known, not supported** ([`unsupported`]): where the value leaves the feature off, or is the
+//!   default, a warning; where it would turn something on that we lack, a refusal;
+//! - **unknown**: a warning in the directory, an error on the command line.
+//!
+//! So a ConfigMap made for Cilium starts our agent or is refused with a reason; it is never silently
+//! believed where we do not do what it says.
+
+mod load;
+mod reference;
+pub mod unsupported;
+mod value;
+
+pub use load::{ConfigError, Invocation, Loaded, Origin, Refusal};
+pub use reference::reference;
+pub use value::{
+    DatapathMode, IdentityAllocationMode, IpamMode, ListenAddress, MonitorAggregation, OptionValue,
+    RoutingMode, TunnelProtocol,
+};
+
+use std::path::PathBuf;
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use model::LabelFilter;
+
+/// The programs that take options.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Program {
+    /// `cilium-agent`.
+    Agent,
+    /// `cilium-operator`.
+    Operator,
+}
+
+impl Program {
+    /// The name of its binary.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Agent => "cilium-agent",
+            Self::Operator => "cilium-operator",
+        }
+    }
+}
+
+/// The definition of a supported option.
+#[derive(Clone, Copy, Debug)]
+pub struct Definition {
+    /// Its key, as in `enable-ipv4`.
+    pub key: &'static str,
+    /// Its default, as one would write it.
+    pub default: &'static str,
+    /// What it does, in a sentence.
+    pub help: &'static str,
+    /// What values look like.
+    pub kind: &'static str,
+    /// The programs that read it.
+    pub programs: &'static [Program],
+    /// Whether a flag without a value means `true`.
+    is_switch: bool,
+    /// Whether a repeated flag adds to a list.
+    is_list: bool,
+}
+
+/// Declares each option once; everything else about options follows from this list.
+macro_rules! options {
+    ($($programs:ident $key:literal $field:ident: $type:ty = $default:literal, $help:literal;)*) => {
+        /// The options in force.
+        #[derive(Clone, Debug, PartialEq)]
+        pub struct Config {
+            $(#[doc = $help] pub $field: $type,)*
+        }
+
+        /// The supported options in the order of the reference.
+        pub const DEFINITIONS: &[Definition] = &[$(Definition {
+            key: $key,
+            default: $default,
+            help: $help,
+            kind: <$type as OptionValue>::KIND,
+            programs: $programs,
+            is_switch: <$type as OptionValue>::IS_SWITCH,
+            is_list: <$type as OptionValue>::IS_LIST,
+        },)*];
+
+        impl Config {
+            /// Parses the texts that `text` gives for keys.
+            fn parse(text: &load::Values) -> Result<Self, ConfigError> {
+                Ok(Self { $($field: text.parse($key, $default)?,)* })
+            }
+        }
+    };
+}
+
+const BOTH: &[Program] = &[Program::Agent, Program::Operator];
+const AGENT: &[Program] = &[Program::Agent];
+const OPERATOR: &[Program] = &[Program::Operator];
+
+options! {
+    BOTH "config-dir" config_dir: Option<PathBuf> = "",
+        "Directory with one file per option, the mounted ConfigMap cilium-config.";
+    BOTH "cluster-name" cluster_name: String = "default",
+        "Name of the cluster; a label of every pod.";
+    BOTH "cluster-id" cluster_id: u32 = "0",
+        "Number of the cluster in a mesh; only 0, no mesh, is supported.";
+    BOTH "debug" debug: bool = "false",
+        "Log decisions and send debug events.";
+    BOTH "enable-ipv4" enable_ipv4: bool = "true",
+        "Give pods IPv4 addresses.";
+    BOTH "enable-ipv6" enable_ipv6: bool = "true",
+        "Give pods IPv6 addresses.";
+    BOTH "ipam" ipam: IpamMode = "cluster-pool",
+        "Whence the prefixes of a node's pods come: from the operator's pool, or from the Kubernetes Node.";
+    BOTH "identity-allocation-mode" identity_allocation_mode: IdentityAllocationMode = "crd",
+        "Where identities are kept; only in CiliumIdentity objects.";
+    BOTH "k8s-kubeconfig-path" k8s_kubeconfig_path: Option<PathBuf> = "",
+        "Kubeconfig file; without one the in-cluster configuration is used.";
+    BOTH "k8s-namespace" k8s_namespace: String = "kube-system",
+        "Namespace that the agent and the operator run in.";
+
+    AGENT "routing-mode" routing_mode: RoutingMode = "tunnel",
+        "How packets travel between nodes.";
+    AGENT "tunnel-protocol" tunnel_protocol: TunnelProtocol = "vxlan",
+        "Encapsulation between nodes in tunnel mode.";
+    AGENT "tunnel-port" tunnel_port: u16 = "0",
+        "UDP port of the encapsulation; 0 is the protocol's default, 8472 for vxlan.";
+    AGENT "auto-direct-node-routes" auto_direct_node_routes: bool = "false",
+        "In native mode, install routes to the pods of nodes on the same link.";
+    AGENT "ipv4-native-routing-cidr" ipv4_native_routing_cidr: Option<Ipv4Net> = "",
+        "IPv4 prefix that is routed between nodes without translation.";
+    AGENT "ipv6-native-routing-cidr" ipv6_native_routing_cidr: Option<Ipv6Net> = "",
+        "IPv6 prefix that is routed between nodes without translation.";
+    AGENT "devices" devices: Vec<String> = "",
+        "The node's network devices; a trailing + matches any ending; empty finds them by the routes.";
+    AGENT "mtu" mtu: u32 = "0",
+        "MTU of the underlay; 0 takes it from the devices.";
+    AGENT "datapath-mode" datapath_mode: DatapathMode = "veth",
+        "How pods are joined to the node.";
+    AGENT "enable-tcx" enable_tcx: bool = "true",
+        "Attach to the node's devices by tcx where the kernel has it.";
+
+    AGENT "socket-path" socket_path: PathBuf = "/var/run/cilium/cilium.sock",
+        "Unix socket of the REST API.";
+    AGENT "state-dir" state_dir: PathBuf = "/var/run/cilium",
+        "Directory of what must survive a restart; endpoints are in its subdirectory state.";
+    AGENT "bpf-root" bpf_root: PathBuf = "/sys/fs/bpf",
+        "Mount point of the BPF file system.";
+    AGENT "cgroup-root" cgroup_root: Option<PathBuf> = "",
+        "Mount point of cgroup2; empty finds it.";
+    AGENT "write-cni-conf-when-ready" write_cni_conf_when_ready: Option<PathBuf> = "",
+        "File to write the CNI configuration to once pods can be connected.";
+    AGENT "cni-exclusive" cni_exclusive: bool = "false",
+        "Rename other CNI configurations, so that ours is the only one.";
+    AGENT "cni-log-file" cni_log_file: PathBuf = "/var/run/cilium/cilium-cni.log",
+        "Log file of the CNI plugin.";
+    AGENT "agent-health-port" agent_health_port: u16 = "9879",
+        "TCP port on localhost of /healthz; 0 switches it off.";
+
+    AGENT "labels" labels: LabelFilter = "",
+        "Which labels make identities: prefixes [!][source:]key, separated by blanks; one without ! makes a whitelist.";
+    AGENT "monitor-aggregation" monitor_aggregation: MonitorAggregation = "none",
+        "Which trace events are left out.";
+    AGENT "trace-payloadlen" trace_payloadlen: u32 = "128",
+        "Bytes of a packet that an event carries at most.";
+    AGENT "bpf-events-drop-enabled" bpf_events_drop_enabled: bool = "true",
+        "Send an event for each dropped packet.";
+    AGENT "bpf-events-trace-enabled" bpf_events_trace_enabled: bool = "true",
+        "Send events for packets on their way.";
+    AGENT "bpf-endpoint-map-max" bpf_endpoint_map_max: u32 = "65535",
+        "Entries of the map of local addresses, cilium_lxc.";
+    AGENT "bpf-ipcache-map-max" bpf_ipcache_map_max: u32 = "512000",
+        "Entries of each map of addresses and prefixes of the cluster, cilium_ipcache.";
+
+    OPERATOR "cluster-pool-ipv4-cidr" cluster_pool_ipv4_cidr: Vec<IpNet> = "10.0.0.0/8",
+        "Prefixes that the nodes' IPv4 prefixes are cut from.";
+    OPERATOR "cluster-pool-ipv4-mask-size" cluster_pool_ipv4_mask_size: u8 = "24",
+        "Length of a node's IPv4 prefix.";
+    OPERATOR "cluster-pool-ipv6-cidr" cluster_pool_ipv6_cidr: Vec<IpNet> = "fd00::/104",
+        "Prefixes that the nodes' IPv6 prefixes are cut from.";
+    OPERATOR "cluster-pool-ipv6-mask-size" cluster_pool_ipv6_mask_size: u8 = "120",
+        "Length of a node's IPv6 prefix.";
+    OPERATOR "operator-api-serve-addr" operator_api_serve_addr: ListenAddress = "localhost:9234",
+        "Address of /healthz; empty switches it off.";
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self::parse(&load::Values::default()).expect("the defaults are valid")
+    }
+}
+
+impl Config {
+    /// Whether a family is on.
+    pub fn is_enabled(&self, family: model::IpFamily) -> bool {
+        match family {
+            model::IpFamily::Ipv4 => self.enable_ipv4,
+            model::IpFamily::Ipv6 => self.enable_ipv6,
+        }
+    }
+
+    /// The UDP port of the encapsulation.
+    pub fn effective_tunnel_port(&self) -> u16 {
+        match (self.tunnel_port, self.tunnel_protocol) {
+            (0, TunnelProtocol::Vxlan) => 8472,
+            (port, _) => port,
+        }
+    }
+
+    /// What no single option can know: values that do not go together.
+    fn check(&self, program: Program) -> Result<(), ConfigError> {
+        let refuse = |key: &'static str, value: String, reason: &str| {
+            Err(ConfigError::Invalid { key, value, reason: reason.to_owned() })
+        };
+        if self.cluster_id != 0 {
+            let reason = "clusters cannot be joined to a mesh yet; set it to 0 or remove it";
+            return refuse("cluster-id", self.cluster_id.to_string(), reason);
+        }
+        if !self.enable_ipv4 && !self.enable_ipv6 {
+            let reason = "pods need an address; set enable-ipv4 or enable-ipv6 to true";
+            return refuse("enable-ipv4", "false".to_owned(), reason);
+        }
+        if program == Program::Agent && self.mtu != 0 && !(1280..=65_520).contains(&self.mtu) {
+            return refuse("mtu", self.mtu.to_string(), "write 0 or a number from 1280 to 65520");
+        }
+        Ok(())
+    }
+}

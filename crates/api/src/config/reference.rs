@@ -1,0 +1,6 @@
+//! The reference page of the options, made from their definitions.
+
+/// The text of `docs/reference/configuration.md`.
+pub fn reference() -> String {
+    String::new()
+}

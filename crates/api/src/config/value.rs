@@ -1,0 +1,266 @@
+//! What the text of an option may look like.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use model::LabelFilter;
+
+/// A type that options can have.
+pub trait OptionValue: Sized {
+    /// What values look like, for the reference and for errors.
+    const KIND: &'static str;
+    /// Whether a flag without a value means `true`.
+    const IS_SWITCH: bool = false;
+    /// Whether a repeated flag adds to a list.
+    const IS_LIST: bool = false;
+    /// Whether the empty text is a value; otherwise it means the default.
+    const EMPTY_IS_VALUE: bool = false;
+
+    /// Reads the text; an error says what is wrong and what to write.
+    fn parse(text: &str) -> Result<Self, String>;
+}
+
+impl OptionValue for bool {
+    const KIND: &'static str = "`true` or `false`";
+    const IS_SWITCH: bool = true;
+
+    /// Reads what Go's `ParseBool` reads.
+    fn parse(text: &str) -> Result<Self, String> {
+        match text {
+            "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(true),
+            "0" | "f" | "F" | "false" | "FALSE" | "False" => Ok(false),
+            _ => Err("write true or false".to_owned()),
+        }
+    }
+}
+
+/// Numbers: the range is the type's.
+macro_rules! number {
+    ($($type:ty)*) => {$(
+        impl OptionValue for $type {
+            const KIND: &'static str = "number";
+
+            fn parse(text: &str) -> Result<Self, String> {
+                text.parse().map_err(|_| format!("write a number from 0 to {}", Self::MAX))
+            }
+        }
+    )*};
+}
+number!(u8 u16 u32);
+
+impl OptionValue for String {
+    const KIND: &'static str = "text";
+    const EMPTY_IS_VALUE: bool = true;
+
+    fn parse(text: &str) -> Result<Self, String> {
+        Ok(text.to_owned())
+    }
+}
+
+impl OptionValue for PathBuf {
+    const KIND: &'static str = "path";
+
+    fn parse(text: &str) -> Result<Self, String> {
+        let path = Self::from(text);
+        if path.is_absolute() { Ok(path) } else { Err("write an absolute path".to_owned()) }
+    }
+}
+
+impl OptionValue for Option<PathBuf> {
+    const KIND: &'static str = "path";
+    const EMPTY_IS_VALUE: bool = true;
+
+    fn parse(text: &str) -> Result<Self, String> {
+        if text.is_empty() { Ok(None) } else { Ok(Some(PathBuf::from(text))) }
+    }
+}
+
+/// Prefixes of one family.
+macro_rules! prefix {
+    ($($type:ty, $kind:literal;)*) => {$(
+        impl OptionValue for Option<$type> {
+            const KIND: &'static str = $kind;
+            const EMPTY_IS_VALUE: bool = true;
+
+            fn parse(text: &str) -> Result<Self, String> {
+                if text.is_empty() {
+                    return Ok(None);
+                }
+                let net: $type = text.parse().map_err(|_| concat!("write an ", $kind))?;
+                Ok(Some(net.trunc()))
+            }
+        }
+    )*};
+}
+prefix! {
+    Ipv4Net, "IPv4 prefix, as in 10.0.0.0/8";
+    Ipv6Net, "IPv6 prefix, as in fd00::/48";
+}
+
+/// The parts of a list: separated by blanks or commas.
+fn list(text: &str) -> impl Iterator<Item = &str> {
+    text.split(|c: char| c == ',' || c.is_whitespace()).filter(|part| !part.is_empty())
+}
+
+impl OptionValue for Vec<String> {
+    const KIND: &'static str = "list";
+    const IS_LIST: bool = true;
+    const EMPTY_IS_VALUE: bool = true;
+
+    fn parse(text: &str) -> Result<Self, String> {
+        Ok(list(text).map(str::to_owned).collect())
+    }
+}
+
+impl OptionValue for Vec<IpNet> {
+    const KIND: &'static str = "list of prefixes";
+    const IS_LIST: bool = true;
+    const EMPTY_IS_VALUE: bool = true;
+
+    fn parse(text: &str) -> Result<Self, String> {
+        let nets = list(text).map(|part| {
+            let net: IpNet = part.parse().map_err(|_| {
+                format!("{part:?} is not a prefix; write prefixes as in 10.0.0.0/8")
+            })?;
+            Ok(net.trunc())
+        });
+        nets.collect()
+    }
+}
+
+impl OptionValue for LabelFilter {
+    const KIND: &'static str = "list of prefixes of labels";
+    const IS_LIST: bool = true;
+    const EMPTY_IS_VALUE: bool = true;
+
+    fn parse(text: &str) -> Result<Self, String> {
+        Self::parse(text).map_err(|error| error.to_string())
+    }
+}
+
+/// Where to listen, if at all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ListenAddress(pub Option<SocketAddr>);
+
+impl OptionValue for ListenAddress {
+    const KIND: &'static str = "address and port";
+    const EMPTY_IS_VALUE: bool = true;
+
+    fn parse(text: &str) -> Result<Self, String> {
+        if text.is_empty() {
+            return Ok(Self(None));
+        }
+        let wrong = || "write an address and a port, as in localhost:9234, or nothing".to_owned();
+        let (host, port) = text.rsplit_once(':').ok_or_else(wrong)?;
+        let host = match host {
+            "" => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+            "localhost" => IpAddr::V4(Ipv4Addr::LOCALHOST),
+            _ => host.trim_matches(['[', ']']).parse().map_err(|_| wrong())?,
+        };
+        let port = port.parse().map_err(|_| wrong())?;
+        Ok(Self(Some(SocketAddr::new(host, port))))
+    }
+}
+
+/// Enumerations: the words that are understood, and Cilium's words that are not yet.
+macro_rules! words {
+    ($(#[$doc:meta])* $type:ident $kind:literal {
+        $($(#[$variant_doc:meta])* $variant:ident = $word:literal $(| $alias:literal)*,)*
+    } else [$($missing:literal),*]) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        pub enum $type {
+            $($(#[$variant_doc])* $variant,)*
+        }
+
+        impl $type {
+            /// The word that stands for it in options.
+            pub fn as_str(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $word,)*
+                }
+            }
+        }
+
+        impl fmt::Display for $type {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(self.as_str())
+            }
+        }
+
+        impl OptionValue for $type {
+            const KIND: &'static str = $kind;
+
+            fn parse(text: &str) -> Result<Self, String> {
+                let missing: &[&str] = &[$($missing),*];
+                match text.to_ascii_lowercase().as_str() {
+                    $($word $(| $alias)* => Ok(Self::$variant),)*
+                    text if missing.contains(&text) => {
+                        Err(format!("this mode is not supported yet; write {}", $kind))
+                    }
+                    _ => Err(format!("write {}", $kind)),
+                }
+            }
+        }
+    };
+}
+
+words! {
+    /// Whence the prefixes of a node's pods come.
+    IpamMode "`cluster-pool` or `kubernetes`" {
+        /// The operator cuts them from its pool.
+        ClusterPool = "cluster-pool",
+        /// They stand in the Kubernetes Node.
+        Kubernetes = "kubernetes",
+    } else ["multi-pool", "crd", "eni", "azure", "alibabacloud", "delegated-plugin"]
+}
+
+words! {
+    /// How packets travel between nodes.
+    RoutingMode "`tunnel` or `native`" {
+        /// Encapsulated.
+        Tunnel = "tunnel",
+        /// Routed.
+        Native = "native",
+    } else []
+}
+
+words! {
+    /// Encapsulation between nodes.
+    TunnelProtocol "`vxlan`" {
+        /// VXLAN (RFC 7348) with the source identity as VNI.
+        Vxlan = "vxlan",
+    } else ["geneve"]
+}
+
+words! {
+    /// How pods are joined to the node.
+    DatapathMode "`veth`" {
+        /// By a veth pair.
+        Veth = "veth" | "auto",
+    } else ["netkit", "netkit-l2"]
+}
+
+words! {
+    /// Where identities are kept.
+    IdentityAllocationMode "`crd`" {
+        /// In CiliumIdentity objects.
+        Crd = "crd",
+    } else ["kvstore", "doublewrite-readkvstore", "doublewrite-readcrd"]
+}
+
+words! {
+    /// Which trace events are left out.
+    MonitorAggregation "`none`, `low`, `medium` or `maximum`" {
+        /// None.
+        None = "none" | "disabled" | "0",
+        /// Those of received packets.
+        Low = "low" | "lowest" | "1" | "2",
+        /// All but what connection tracking reports.
+        Medium = "medium" | "3",
+        /// As medium.
+        Maximum = "maximum" | "max" | "4",
+    } else []
+}
