@@ -194,7 +194,8 @@ fn machines(run: &mut Run<'_>, bless: bool) {
                 continue;
             }
         };
-        let script = format!("{} programs --test-threads=1 --show-output", binary.display());
+        let script =
+            format!("{} programs --test-threads=1 --show-output --color=never", binary.display());
         match vm::run(&kernel, &script, run.remaining(), |line| run.log_line(line)) {
             Ok(outcome) => {
                 say(format!("{name}: booted in {} s", outcome.boot.as_secs()));
