@@ -44,9 +44,17 @@ pub(crate) fn parse(kernel: &str, output: &str) -> Vec<Cost> {
         .collect()
 }
 
+const TABLE: &str = "docs/reference/verifier.md";
+
+/// Whether the table in the repository has figures of this kernel.
+pub(crate) fn knows(root: &Root, kernel: &str) -> bool {
+    let text = std::fs::read_to_string(root.join(TABLE)).unwrap_or_default();
+    parse_table(&text).iter().any(|cost| cost.kernel == kernel)
+}
+
 /// Compares with the table in the repository, or renews it.
 pub(crate) fn compare(root: &Root, measured: &[Cost], bless: bool) -> anyhow::Result<()> {
-    let path = root.join("docs/reference/verifier.md");
+    let path = root.join(TABLE);
     if measured.is_empty() {
         bail!("no program was measured (are there lines `VERIFIER …` in the tests' output?)");
     }
