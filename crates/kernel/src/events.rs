@@ -22,7 +22,7 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 use zerocopy::FromBytes;
 
 use crate::{
-    map::{Map, BpfMap, MapError, MapInfo, PerCpuArray, PinnedMap, info, inner_map, kernel},
+    map::{BpfMap, Map, MapError, MapInfo, PerCpuArray, PinnedMap, info, inner_map, kernel},
     sys::{self, RawMap},
 };
 
@@ -58,7 +58,8 @@ impl EventMaps {
         let len = self.rings.info().max_entries;
         let mut info = info(&self.rings, name, len as usize)?;
         for cpu in 0..len {
-            let ring = inner_map(&self.rings, cpu).map_err(|source| kernel(name, "read", source))?;
+            let ring =
+                inner_map(&self.rings, cpu).map_err(|source| kernel(name, "read", source))?;
             if let Some(ring) = ring {
                 info.memory_bytes +=
                     ring.memory_bytes().map_err(|source| kernel(name, "describe", source))?;
@@ -190,8 +191,8 @@ impl Merge {
             if head.is_empty() && !fill(index, head) {
                 continue;
             }
-            let timestamp = RecordHeader::read_from_prefix(head)
-                .map_or(0, |(header, _)| header.timestamp_ns);
+            let timestamp =
+                RecordHeader::read_from_prefix(head).map_or(0, |(header, _)| header.timestamp_ns);
             if earliest.is_none_or(|(least, _)| timestamp < least) {
                 earliest = Some((timestamp, index));
             }

@@ -147,11 +147,8 @@ fn c_path(path: &Path) -> io::Result<CString> {
 /// Gives a BPF object a name in a BPF file system.
 pub(crate) fn pin(fd: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
     let path = c_path(path)?;
-    let mut attr = PathAttr {
-        path: address(path.as_bytes_with_nul()),
-        fd: fd.as_raw_fd() as u32,
-        flags: 0,
-    };
+    let mut attr =
+        PathAttr { path: address(path.as_bytes_with_nul()), fd: fd.as_raw_fd() as u32, flags: 0 };
     // SAFETY: the path is terminated by zero and lives through the call.
     unsafe { bpf(Command::ObjPin, &mut attr) }.map(drop)
 }
@@ -415,8 +412,7 @@ impl RawMap {
         let mut cursor = vec![0_u8; key_size.max(4)];
         let mut started = false;
         loop {
-            let mut attr =
-                self.batch(keys.as_mut_ptr() as u64, values.as_mut_ptr() as u64, len);
+            let mut attr = self.batch(keys.as_mut_ptr() as u64, values.as_mut_ptr() as u64, len);
             attr.in_batch = if started { address(&cursor) } else { 0 };
             attr.out_batch = cursor.as_mut_ptr() as u64;
             // SAFETY: keys and values have room for `len` entries, the cursor for a key or a
@@ -492,9 +488,13 @@ mod tests {
 
     #[test]
     fn cpu_lists() {
-        for (text, expected) in
-            [("0\n", Some(1)), ("0-1\n", Some(2)), ("0-3,8-9\n", Some(6)), ("", None), ("3-1", None)]
-        {
+        for (text, expected) in [
+            ("0\n", Some(1)),
+            ("0-1\n", Some(2)),
+            ("0-3,8-9\n", Some(6)),
+            ("", None),
+            ("3-1", None),
+        ] {
             assert_eq!(parse_cpus(text), expected, "{text:?}");
         }
     }

@@ -71,8 +71,7 @@ impl Datapath {
         if let Some(dir) = path.parent() {
             fs::create_dir_all(dir).map_err(failed("make room for"))?;
         }
-        let link =
-            sys::link_create(fd, at.ifindex, at.attach_type).map_err(failed("create"))?;
+        let link = sys::link_create(fd, at.ifindex, at.attach_type).map_err(failed("create"))?;
         sys::pin(link.as_fd(), &path).map_err(failed("pin"))
     }
 
@@ -217,8 +216,7 @@ const fn attach_type(hook: TcHook) -> u32 {
 /// No such device, or no clsact on it.
 fn is_gone(error: &NetlinkError) -> bool {
     let invalid = |source: &io::Error| source.raw_os_error() == Some(libc::EINVAL);
-    error.is_not_found()
-        || matches!(error, NetlinkError::Refused { source, .. } if invalid(source))
+    error.is_not_found() || matches!(error, NetlinkError::Refused { source, .. } if invalid(source))
 }
 
 fn list(dir: &Path) -> io::Result<Vec<PathBuf>> {

@@ -63,7 +63,7 @@ pub struct Maps {
     pub runtime_config: BpfMap<u32, u64>,
     /// Rings of events.
     pub events: EventMaps,
-    pub(super) origins: Vec<(&'static str, Origin)>,
+    origins: Vec<(&'static str, Origin)>,
 }
 
 const ALL: [MapName; 8] = [
@@ -94,7 +94,7 @@ pub fn open_maps(bpffs: &Path) -> Result<Maps, MapError> {
 
 impl Maps {
     /// Adopts the pinned maps, and makes those that are missing or of another layout.
-    pub(super) fn open_or_create(bpffs: &Path, sizes: &MapSizes) -> Result<Self, MapError> {
+    pub fn open_or_create(bpffs: &Path, sizes: &MapSizes) -> Result<Self, MapError> {
         let dir = map_dir(bpffs).map_err(|source| kernel(names::MAPS_DIR, "pin", source))?;
         let mut opener = Opener { dir: &dir, origins: Vec::new() };
         Ok(Self {
@@ -110,6 +110,11 @@ impl Maps {
             ),
             origins: opener.origins,
         })
+    }
+
+    /// Where each map came from: whether it was adopted, made, or replaced with a loss.
+    pub fn origins(&self) -> &[(&'static str, Origin)] {
+        &self.origins
     }
 
     /// Name, size, use and memory of every map.

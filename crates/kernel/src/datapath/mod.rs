@@ -35,7 +35,7 @@ pub use self::{
 };
 use crate::{
     bpffs,
-    map::{MapError, Origin},
+    map::MapError,
     netlink::{Netlink, NetlinkError},
     sys,
 };
@@ -172,11 +172,6 @@ impl Datapath {
         self.programs.iter().map(|program| program.stats.clone()).collect()
     }
 
-    /// Where each map came from: whether it was adopted, made, or replaced with a loss.
-    pub fn map_origins(&self) -> &[(&'static str, Origin)] {
-        &self.maps.origins
-    }
-
     /// The number of this load; the programs are pinned under it.
     pub const fn generation(&self) -> u64 {
         self.generation
@@ -256,10 +251,7 @@ fn needed(program: &str, config: &DatapathConfig) -> bool {
     !overlay || config.tunnel != abi::config::TUNNEL_OFF
 }
 
-fn load_program(
-    name: &str,
-    program: &mut SchedClassifier,
-) -> Result<LoadedProgram, ProgramError> {
+fn load_program(name: &str, program: &mut SchedClassifier) -> Result<LoadedProgram, ProgramError> {
     let started = Instant::now();
     program.load()?;
     let load_duration = started.elapsed();

@@ -66,7 +66,8 @@ impl BtfTypes {
         let strings_len = self.strings.len() as u32;
         // Magic 0xeb9f, version 1, no flags; then the length of this header, and where types and
         // strings are behind it.
-        let head = [u32::from_ne_bytes([0x9f, 0xeb, 1, 0]), 24, 0, types_len, types_len, strings_len];
+        let head =
+            [u32::from_ne_bytes([0x9f, 0xeb, 1, 0]), 24, 0, types_len, types_len, strings_len];
         let words = head.iter().chain(&self.types).flat_map(|word| word.to_ne_bytes());
         words.chain(self.strings.iter().copied()).collect()
     }

@@ -17,14 +17,14 @@ use std::{
 
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
+pub(crate) use self::{
+    btf::Btf,
+    pinned::{MapLayout, inner_map, map_dir, open_or_create},
+};
 pub use self::{
     btf::Described,
     fake::FakeMap,
     pinned::{Origin, PinnedMap},
-};
-pub(crate) use self::{
-    btf::Btf,
-    pinned::{MapLayout, inner_map, map_dir, open_or_create},
 };
 use crate::sys::{self, RawMap};
 
@@ -156,10 +156,9 @@ impl<K: Plain, V: Plain> BpfMap<K, V> {
     fn failed(&self, action: &'static str, source: io::Error) -> MapError {
         match source.raw_os_error() {
             // A hash answers E2BIG, a trie ENOSPC.
-            Some(libc::E2BIG | libc::ENOSPC) => MapError::Full {
-                map: self.name.clone(),
-                max_entries: self.raw.info().max_entries,
-            },
+            Some(libc::E2BIG | libc::ENOSPC) => {
+                MapError::Full { map: self.name.clone(), max_entries: self.raw.info().max_entries }
+            }
             _ => kernel(&self.name, action, source),
         }
     }
@@ -215,9 +214,7 @@ impl<K: Plain, V: Plain> Map<K, V> for BpfMap<K, V> {
 
     fn info(&self) -> Result<MapInfo, MapError> {
         let mut len = 0;
-        self.raw
-            .for_each(|_, _| len += 1)
-            .map_err(|source| self.failed("read", source))?;
+        self.raw.for_each(|_, _| len += 1).map_err(|source| self.failed("read", source))?;
         info(&self.raw, &self.name, len)
     }
 }

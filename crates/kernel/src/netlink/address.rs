@@ -92,12 +92,7 @@ impl Netlink {
     }
 
     /// Says for good who is behind an address on a link.
-    pub fn set_neighbour(
-        &self,
-        index: u32,
-        address: IpAddr,
-        mac: Mac,
-    ) -> Result<(), NetlinkError> {
+    pub fn set_neighbour(&self, index: u32, address: IpAddr, mac: Mac) -> Result<(), NetlinkError> {
         let replace = libc::NLM_F_CREATE | libc::NLM_F_REPLACE;
         let header = NeighbourHeader {
             family: family(address),

@@ -254,6 +254,15 @@ impl Netlink {
         self.apply(request, format_args!("switch link-local addresses of link {index} off"))
     }
 
+    /// Makes a link one on which nobody is asked for: the kernel sends no ARP request and no
+    /// neighbour solicitation by it, and takes its own Ethernet address as everyone's.
+    pub fn set_no_arp(&self, index: u32) -> Result<(), NetlinkError> {
+        const NO_ARP: u32 = libc::IFF_NOARP as u32;
+        let header = LinkHeader { index, flags: NO_ARP, change: NO_ARP, ..LinkHeader::default() };
+        let request = Request::new(libc::RTM_NEWLINK, 0, &header);
+        self.apply(request, format_args!("switch neighbour discovery of link {index} off"))
+    }
+
     /// Deletes a link; of a veth pair both ends.
     pub fn delete_link(&self, index: u32) -> Result<(), NetlinkError> {
         let request = Request::new(libc::RTM_DELLINK, 0, &link_header(index));

@@ -27,13 +27,13 @@ use std::{
 
 use nix::sys::socket::{self, AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType};
 
+use self::wire::{Attrs, Messages, Request};
 pub use self::{
     address::{Address, AddressFlags, Neighbour},
     filter::{BpfFilter, TcHook},
     link::{Link, Mac, MacError, VethSpec, VxlanSpec},
     route::{Route, RouteKind, RouteScope, TABLE_LOCAL, TABLE_MAIN},
 };
-use self::wire::{Attrs, Messages, Request};
 use crate::netns::{Netns, NetnsError};
 
 /// Why a netlink call failed.
@@ -70,7 +70,9 @@ pub enum NetlinkError {
         source: io::Error,
     },
     /// A list changed faster than it could be read.
-    #[error("{action}: the list changed during each of {DUMP_ATTEMPTS} attempts to read it; try again")]
+    #[error(
+        "{action}: the list changed during each of {DUMP_ATTEMPTS} attempts to read it; try again"
+    )]
     Interrupted {
         /// What we were doing.
         action: String,

@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use super::{
     Netlink, NetlinkError,
     address::{address_from, family, octets},
-    wire::{self, Attrs, RouteHeader, Request},
+    wire::{self, Attrs, Request, RouteHeader},
 };
 
 /// The table that routes are in unless they say otherwise.

@@ -99,9 +99,7 @@ impl Request {
     pub(super) fn new(kind: u16, flags: i32, header: &(impl IntoBytes + Immutable)) -> Self {
         let mut buf = Vec::with_capacity(256);
         let flags = (flags | libc::NLM_F_REQUEST) as u16;
-        buf.extend_from_slice(
-            MessageHeader { len: 0, kind, flags, seq: 0, pid: 0 }.as_bytes(),
-        );
+        buf.extend_from_slice(MessageHeader { len: 0, kind, flags, seq: 0, pid: 0 }.as_bytes());
         buf.extend_from_slice(header.as_bytes());
         Self { buf }
     }

@@ -1,2 +1,15 @@
-//! Tests against the running kernel.
-fn main() {}
+//! Tests against the running kernel. They need root and touch nothing outside namespaces of their
+//! own.
+//!
+//! ```text
+//!   cargo xtask build-bpf && cargo test -p kernel --test kernel
+//! ```
+
+mod differential;
+mod events;
+mod fixture;
+mod loader;
+mod maps;
+mod netlink;
+mod netns;
+mod programs;
