@@ -1,6 +1,9 @@
 //! The maps of the datapath, by name and type.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use abi::{
     AddressKey,
@@ -46,21 +49,21 @@ impl Default for MapSizes {
     }
 }
 
-/// The maps of the datapath.
+/// The maps of the datapath. Each can be handed to whoever writes it.
 #[derive(Debug)]
 pub struct Maps {
     /// Endpoints by address.
-    pub lxc: BpfMap<AddressKey, EndpointInfo>,
+    pub lxc: Arc<BpfMap<AddressKey, EndpointInfo>>,
     /// Endpoints by the index of their host-side device.
-    pub lxc_devices: BpfMap<u32, DeviceEndpoint>,
+    pub lxc_devices: Arc<BpfMap<u32, DeviceEndpoint>>,
     /// Identity and tunnel endpoint of prefixes.
-    pub ipcache: BpfMap<IpcacheKey, RemoteEndpointInfo>,
+    pub ipcache: Arc<BpfMap<IpcacheKey, RemoteEndpointInfo>>,
     /// Identity and tunnel endpoint of addresses.
-    pub ipcache_hosts: BpfMap<AddressKey, RemoteEndpointInfo>,
+    pub ipcache_hosts: Arc<BpfMap<AddressKey, RemoteEndpointInfo>>,
     /// Counters by [`abi::metrics::index`].
-    pub metrics: PerCpuArray<MetricsValue>,
+    pub metrics: Arc<PerCpuArray<MetricsValue>>,
     /// What running programs are told: see `abi::config::RUNTIME_*`.
-    pub runtime_config: BpfMap<u32, u64>,
+    pub runtime_config: Arc<BpfMap<u32, u64>>,
     /// Rings of events.
     pub events: EventMaps,
     origins: Vec<(&'static str, Origin)>,
@@ -81,12 +84,12 @@ const ALL: [MapName; 8] = [
 pub fn open_maps(bpffs: &Path) -> Result<Maps, MapError> {
     let dir = bpffs.join(names::MAPS_DIR);
     Ok(Maps {
-        lxc: BpfMap::open(&dir.join(names::LXC.name))?,
-        lxc_devices: BpfMap::open(&dir.join(names::LXC_DEVICES.name))?,
-        ipcache: BpfMap::open(&dir.join(names::IPCACHE.name))?,
-        ipcache_hosts: BpfMap::open(&dir.join(names::IPCACHE_HOSTS.name))?,
-        metrics: PerCpuArray::open(&dir.join(names::METRICS.name))?,
-        runtime_config: BpfMap::open(&dir.join(names::RUNTIME_CONFIG.name))?,
+        lxc: Arc::new(BpfMap::open(&dir.join(names::LXC.name))?),
+        lxc_devices: Arc::new(BpfMap::open(&dir.join(names::LXC_DEVICES.name))?),
+        ipcache: Arc::new(BpfMap::open(&dir.join(names::IPCACHE.name))?),
+        ipcache_hosts: Arc::new(BpfMap::open(&dir.join(names::IPCACHE_HOSTS.name))?),
+        metrics: Arc::new(PerCpuArray::open(&dir.join(names::METRICS.name))?),
+        runtime_config: Arc::new(BpfMap::open(&dir.join(names::RUNTIME_CONFIG.name))?),
         events: EventMaps::open(&dir)?,
         origins: Vec::new(),
     })
@@ -98,12 +101,12 @@ impl Maps {
         let dir = map_dir(bpffs).map_err(|source| kernel(names::MAPS_DIR, "pin", source))?;
         let mut opener = Opener { dir: &dir, origins: Vec::new() };
         Ok(Self {
-            lxc: opener.hash(names::LXC, sizes.lxc)?,
-            lxc_devices: opener.hash(names::LXC_DEVICES, sizes.lxc_devices)?,
-            ipcache: opener.trie(names::IPCACHE, sizes.ipcache)?,
-            ipcache_hosts: opener.hash(names::IPCACHE_HOSTS, sizes.ipcache_hosts)?,
-            metrics: opener.counters(names::METRICS)?,
-            runtime_config: opener.array(names::RUNTIME_CONFIG)?,
+            lxc: Arc::new(opener.hash(names::LXC, sizes.lxc)?),
+            lxc_devices: Arc::new(opener.hash(names::LXC_DEVICES, sizes.lxc_devices)?),
+            ipcache: Arc::new(opener.trie(names::IPCACHE, sizes.ipcache)?),
+            ipcache_hosts: Arc::new(opener.hash(names::IPCACHE_HOSTS, sizes.ipcache_hosts)?),
+            metrics: Arc::new(opener.counters(names::METRICS)?),
+            runtime_config: Arc::new(opener.array(names::RUNTIME_CONFIG)?),
             events: EventMaps::new(
                 opener.rings(names::EVENTS, sizes.events_ring_bytes)?,
                 opener.counters(names::EVENTS_LOST)?,

@@ -183,9 +183,18 @@ impl Datapath {
         Some(program.fd.as_fd())
     }
 
-    /// Unpins the programs of earlier loads. Call it when every attachment was moved to this one;
-    /// a program that is still attached somewhere lives on without its pin.
+    /// Unpins the programs of earlier loads, and the links of devices that are gone. Call it when
+    /// every attachment was moved to this load; a program that is still attached somewhere lives
+    /// on without its pin.
     pub fn remove_old_generations(&self) -> Result<(), LoadError> {
+        let defunct = self.remove_defunct_links().map_err(|source| LoadError::File {
+            action: "remove the links of devices that are gone in",
+            path: self.bpffs.join(names::DEVICES_DIR),
+            source,
+        })?;
+        for path in defunct {
+            tracing::info!(path = %path.display(), "unpinned the link of a device that is gone");
+        }
         let dir = self.bpffs.join(names::PROGRAMS_DIR);
         for (generation, path) in generations(&dir)? {
             if generation < self.generation {
