@@ -98,7 +98,7 @@ pub struct MapInfo {
     pub max_entries: u32,
     /// Entries now.
     pub len: usize,
-    /// Kernel memory.
+    /// Kernel memory. Kernels before 6.4 answer what the map would take if it were full.
     pub memory_bytes: u64,
 }
 

@@ -228,7 +228,7 @@ impl Netlink {
         self.apply(request, format_args!("set the MTU of link {index} to {mtu}"))
     }
 
-    /// Renames a link.
+    /// Renames a link. Older kernels want it down for that.
     pub fn set_name(&self, index: u32, name: &str) -> Result<(), NetlinkError> {
         let mut request = Request::new(libc::RTM_NEWLINK, 0, &link_header(index));
         request.attr_str(libc::IFLA_IFNAME, name);

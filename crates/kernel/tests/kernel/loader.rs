@@ -42,6 +42,11 @@ fn programs_load_within_their_budget() {
         let loaded: Vec<_> = stats.iter().map(|program| program.name.as_str()).collect();
         assert_eq!(loaded, expected);
         assert!(stats.iter().all(|program| program.id != 0 && program.insns != 0));
+        let cpu = fs::read_to_string("/proc/cpuinfo").unwrap();
+        if cpu.contains("QEMU") {
+            eprintln!("SKIPPED: programs_load_within_their_budget: the CPU is emulated");
+            return;
+        }
         let budget = Duration::from_millis(300);
         // On a machine that is busy with other tests the shortest of a few loads tells.
         let best = (0..3)

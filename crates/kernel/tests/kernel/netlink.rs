@@ -41,9 +41,9 @@ fn veth_pairs() {
         let error = netlink.create_veth(&spec).unwrap_err();
         assert!(error.is_exists(), "{error}");
         netlink.set_mtu(link.index, 1300).unwrap();
+        netlink.set_down(link.index).unwrap();
         netlink.set_name(link.index, "lxc2").unwrap();
         netlink.set_mac(link.index, Mac([2, 0, 0, 0, 0, 3])).unwrap();
-        netlink.set_down(link.index).unwrap();
         let expected = Link {
             name: "lxc2".to_owned(),
             mtu: 1300,
