@@ -1,1 +1,34 @@
-//! lab
+//! A Kubernetes cluster on one machine, without containers: `cilium lab`.
+//!
+//! Nodes are network namespaces, pods are processes in network namespaces, the API server is
+//! embedded; agent, operator and CNI plugin are the real ones and do not know the difference.
+//!
+//! ```text
+//!   command ····· what users type; starts the supervisor
+//!   supervisor ·· the process behind a lab
+//!     ├ apiserver ·· Kubernetes' API over TLS;  cluster: the same, in process
+//!     ├ network ···· underlay and the world outside;  place: a node's namespaces and cgroup
+//!     ├ node ······· Node objects;  program: keeps agents running
+//!     ├ scheduler ·· pods to nodes
+//!     └ runner ····· pods to processes, by way of the CNI plugin
+//!   teardown ···· removes a lab, also one that crashed
+//! ```
+//!
+//! Architecture invariant: nothing outside of this crate knows that there are labs, apart from the
+//! command line and the tests.
+
+// pub mod apiserver;
+// pub mod cluster;
+// pub mod command;
+pub mod control;
+pub mod image;
+pub mod network;
+// pub mod node;
+pub mod place;
+pub mod process;
+pub mod program;
+// pub mod runner;
+// pub mod scheduler;
+pub mod spec;
+// pub mod supervisor;
+pub mod teardown;

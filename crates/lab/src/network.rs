@@ -1,0 +1,155 @@
+//! The lab's wires: the underlay that joins the nodes, and the world outside the cluster.
+//!
+//! ```text
+//!    node-1        node-2            external
+//!    eth0 .1.1     eth0 .1.2         eth0 .0.254   lo 203.0.113.10, 2001:db8:ff::10
+//!      │             │                 │           ("the Internet"; serves HTTP and UDP)
+//!   ───┴─────────────┴─────────────────┴──── br0 .0.1   172.18.0.0/16, fd00:18::/64
+//!                                          hub (API server listens here, operator runs here)
+//! ```
+//!
+//! All of it is in namespaces of the lab: nothing appears among the host's own devices, and labs
+//! with the same addresses live side by side.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener};
+use std::os::fd::AsFd as _;
+
+use anyhow::{Context as _, Result};
+use ipnet::IpNet;
+use kernel::netlink::{AddressFlags, Netlink, Route, VethSpec};
+use kernel::netns::Netns;
+use kernel::sysctl;
+
+use crate::spec::{EXTERNAL, HUB, INTERNET, NodeSpec, Paths, UNDERLAY_MTU, UNDERLAY_PREFIX};
+
+const BRIDGE: &str = "br0";
+const UPLINK: &str = "eth0";
+const NODAD: AddressFlags = AddressFlags { nodad: true, noprefixroute: false };
+
+/// The parts of the network that are not nodes.
+#[derive(Debug)]
+pub struct Network {
+    /// Namespace with the bridge.
+    pub hub: Netns,
+    /// Namespace of the world outside.
+    pub external: Netns,
+    hub_links: Netlink,
+    external_links: Netlink,
+}
+
+impl Network {
+    /// Makes the hub and the external network.
+    pub fn create(paths: &Paths) -> Result<Self> {
+        let hub = Netns::create(&paths.netns("hub"))?;
+        let external = Netns::create(&paths.netns("external"))?;
+        let hub_links = Netlink::in_netns(&hub)?;
+        hub.run(without_dad)??;
+        set_up(&hub_links, "lo")?;
+        let bridge = hub_links.create_bridge(BRIDGE)?;
+        hub_links.set_mtu(bridge.index, UNDERLAY_MTU)?;
+        for address in underlay(HUB) {
+            hub_links.add_address(bridge.index, address, NODAD)?;
+        }
+        hub_links.set_up(bridge.index)?;
+
+        external.run(|| -> Result<()> {
+            without_dad()?;
+            sysctl::set("net.ipv4.ip_forward", "1")?;
+            sysctl::set("net.ipv6.conf.all.forwarding", "1")?;
+            Ok(())
+        })??;
+        let external_links = Netlink::in_netns(&external)?;
+        let loopback = set_up(&external_links, "lo")?;
+        for address in [IpAddr::V4(INTERNET.0), IpAddr::V6(INTERNET.1)] {
+            external_links.add_address(loopback, IpNet::from(address), NODAD)?;
+        }
+        let network = Self { hub, external, hub_links, external_links };
+        network.plug("external", &network.external, &network.external_links, EXTERNAL)?;
+        Ok(network)
+    }
+
+    /// Joins a node to the underlay.
+    pub fn add_node(&self, node: NodeSpec, netns: &Netns) -> Result<()> {
+        netns.run(without_dad)??;
+        let links = Netlink::in_netns(netns)?;
+        set_up(&links, "lo")?;
+        self.plug(&node.name(), netns, &links, (node.ipv4(), node.ipv6()))?;
+        for (any, gateway) in [("0.0.0.0/0", IpAddr::V4(EXTERNAL.0)), ("::/0", IpAddr::V6(EXTERNAL.1))]
+        {
+            let route = Route { gateway: Some(gateway), ..Route::new(any.parse()?) };
+            links.replace_route(&route).context("set the node's default route")?;
+        }
+        Ok(())
+    }
+
+    /// Connects a namespace to the bridge by a device `eth0`.
+    fn plug(
+        &self,
+        port: &str,
+        netns: &Netns,
+        links: &Netlink,
+        addresses: (Ipv4Addr, Ipv6Addr),
+    ) -> Result<()> {
+        let bridge = self.hub_links.link_by_name(BRIDGE)?;
+        let port = self.hub_links.create_veth(&VethSpec {
+            name: port,
+            peer_name: UPLINK,
+            peer_netns: Some(netns.as_fd()),
+            mtu: Some(UNDERLAY_MTU),
+            up: true,
+            ..VethSpec::default()
+        })?;
+        self.hub_links.set_master(port.index, Some(bridge.index))?;
+        let uplink = links.link_by_name(UPLINK)?;
+        for address in underlay(addresses) {
+            links.add_address(uplink.index, address, NODAD)?;
+        }
+        links.set_up(uplink.index)?;
+        Ok(())
+    }
+
+    /// Tells the external router the way to a node's pods.
+    pub fn route_pods(&self, cidr: IpNet, node: NodeSpec) -> Result<()> {
+        let [v4, v6] = node.addresses();
+        let gateway = if cidr.addr().is_ipv4() { v4 } else { v6 };
+        let route = Route { gateway: Some(gateway), ..Route::new(cidr) };
+        self.external_links
+            .replace_route(&route)
+            .with_context(|| format!("route {cidr} from the external network to {}", node.name()))
+    }
+
+    /// Takes back what [`Self::route_pods`] said.
+    pub fn unroute_pods(&self, cidr: IpNet) -> Result<()> {
+        match self.external_links.delete_route(&Route::new(cidr)) {
+            Err(error) if !error.is_not_found() => Err(error.into()),
+            _ => Ok(()),
+        }
+    }
+
+    /// A socket that listens on the hub's address. It belongs to the hub's namespace, whoever
+    /// accepts from it.
+    pub fn listen_on_hub(&self, address: IpAddr, port: u16) -> Result<TcpListener> {
+        let listener = self.hub.run(|| TcpListener::bind((address, port)))?;
+        listener.with_context(|| format!("listen on {address} in the hub"))
+    }
+}
+
+fn underlay((v4, v6): (Ipv4Addr, Ipv6Addr)) -> [IpNet; 2] {
+    let (v4_len, v6_len) = UNDERLAY_PREFIX;
+    let nets = [IpNet::new(v4.into(), v4_len), IpNet::new(v6.into(), v6_len)];
+    nets.map(|net| net.expect("prefix lengths of the underlay are valid"))
+}
+
+fn set_up(links: &Netlink, name: &str) -> Result<u32> {
+    let link = links.link_by_name(name)?;
+    links.set_up(link.index)?;
+    Ok(link.index)
+}
+
+/// Duplicate address detection would make every new address useless for a second.
+fn without_dad() -> Result<()> {
+    for name in ["net.ipv6.conf.all.accept_dad", "net.ipv6.conf.default.accept_dad"] {
+        sysctl::set(name, "0")?;
+    }
+    Ok(())
+}

@@ -1,0 +1,128 @@
+//! What runs a node's pods: the part of a kubelet and of a container runtime that networking needs.
+//!
+//! It creates a network namespace per pod, calls the CNI plugin as a runtime does, runs the
+//! containers' processes, and reports as a kubelet does. Containers are processes of the host's
+//! file system with a network, a host name and a cgroup of their own.
+
+pub mod cni;
+pub mod container;
+pub mod environment;
+pub mod pod;
+pub mod probe;
+pub mod status;
+
+use std::collections::{BTreeSet, HashMap};
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use k8s_openapi::api::core::v1::Pod;
+use kernel::cgroup::Cgroup;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tracing::warn;
+
+use crate::cluster::Cluster;
+use crate::place::Place;
+use crate::spec::Paths;
+
+/// A node with everything its pods need.
+pub struct Node {
+    /// Name of the Node object.
+    pub name: String,
+    /// Addresses on the underlay, IPv4 first.
+    pub addresses: Vec<IpAddr>,
+    /// Namespaces and cgroup.
+    pub place: Arc<Place>,
+    /// The objects.
+    pub cluster: Cluster,
+    /// The CNI plugins.
+    pub cni: cni::Cni,
+    /// The lab's files.
+    pub paths: Paths,
+    /// This program, which has the built-in images.
+    pub own_program: String,
+    /// Parent of the pods' cgroups.
+    pub pods_cgroup: Cgroup,
+    /// Pods that have a worker, by unique id.
+    pub running: Shared<HashMap<String, Running>>,
+    /// Sandboxes that exist, by container id.
+    pub attachments: Shared<BTreeSet<String>>,
+    /// Whether the network can take pods.
+    pub ready: watch::Sender<bool>,
+}
+
+impl Node {
+    /// Returns when the network becomes ready; never, if it is ready already.
+    pub async fn network_ready(&self) {
+        let mut ready = self.ready.subscribe();
+        if *ready.borrow() || ready.wait_for(|ready| *ready).await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+/// A value that several tasks look at for a moment.
+#[derive(Debug, Default)]
+pub struct Shared<T>(Mutex<T>);
+
+impl<T> Shared<T> {
+    /// Exclusive access; never held across an await.
+    pub fn lock(&self) -> MutexGuard<'_, T> {
+        // Every critical section is a single operation, so a panic leaves no half-done state.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Where the containers of a pod are.
+#[derive(Clone, Debug)]
+pub struct Running {
+    /// The pod's namespace.
+    pub namespace: String,
+    /// The pod's name.
+    pub name: String,
+    /// Its containers, in the order of the specification.
+    pub containers: Vec<String>,
+    /// The pod's cgroup; each container has one below.
+    pub cgroup: PathBuf,
+}
+
+/// Something happened to a pod of this node.
+#[derive(Debug)]
+pub struct PodChange {
+    /// The latest object.
+    pub pod: Arc<Pod>,
+    /// The object is gone.
+    pub gone: bool,
+}
+
+/// Runs the node's pods for as long as changes come.
+pub async fn run(node: Arc<Node>, mut changes: mpsc::UnboundedReceiver<PodChange>) {
+    let mut pods: HashMap<String, watch::Sender<pod::Wanted>> = HashMap::new();
+    let mut workers = JoinSet::new();
+    loop {
+        tokio::select! {
+            change = changes.recv() => {
+                let Some(PodChange { pod, gone }) = change else { return };
+                let uid = pod.metadata.uid.clone().unwrap_or_default();
+                let wanted = pod::Wanted { pod, gone };
+                if let Some(sender) = pods.get(&uid) {
+                    sender.send_replace(wanted);
+                } else if !gone {
+                    let (sender, receiver) = watch::channel(wanted);
+                    let worker = pod::Worker::new(node.clone(), receiver);
+                    workers.spawn(async move {
+                        worker.run().await;
+                        uid
+                    });
+                    let uid = sender.borrow().pod.metadata.uid.clone().unwrap_or_default();
+                    pods.insert(uid, sender);
+                }
+            }
+            Some(ended) = workers.join_next() => match ended {
+                Ok(uid) => drop(pods.remove(&uid)),
+                Err(error) => warn!(node = node.name, "pod worker: {error}"),
+            },
+        }
+    }
+}

@@ -1,0 +1,434 @@
+//! One pod from the moment it is assigned to its node until its object is gone.
+//!
+//! ```text
+//!   sandbox: network namespace, CNI ADD (again until it works)
+//!     └ init containers, one after the other
+//!         └ containers, all at once
+//!   deleted: SIGTERM … SIGKILL → CNI DEL → namespace and cgroup removed → object removed
+//! ```
+//!
+//! The worker owns everything of its pod; it is told what is wanted through a watch and answers
+//! by the pod's status.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use k8s_openapi::api::core::v1::{self as k8s, Pod, PodStatus};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::jiff::Timestamp;
+use kernel::netns::Netns;
+use serde_json::Value;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tracing::{info, warn};
+
+use super::cni::{self, Attachment};
+use super::container::{self, Job, Sandbox, Stop, new_id};
+use super::environment::{self, Sources};
+use super::status::{Container, Seen, State, pod_status};
+use super::{Node, Running};
+use crate::spec::NETNS_DIR;
+
+/// Pauses between attempts to set up a pod's network; the last one repeats.
+const SANDBOX_BACKOFF_MS: [u64; 5] = [200, 500, 1_000, 2_000, 5_000];
+/// How long a pod may take to stop when it does not say.
+const GRACE_DEFAULT_S: i64 = 30;
+
+/// What the API server wants of a pod.
+#[derive(Clone, Debug)]
+pub struct Wanted {
+    /// The latest object.
+    pub pod: Arc<Pod>,
+    /// The object is gone already: it was deleted by force.
+    pub gone: bool,
+}
+
+impl Wanted {
+    /// How long the pod may take to stop; `None` while it shall run.
+    fn stop(&self) -> Option<Duration> {
+        if self.gone {
+            return Some(Duration::ZERO);
+        }
+        let meta = &self.pod.metadata;
+        meta.deletion_timestamp.as_ref()?;
+        let seconds = meta.deletion_grace_period_seconds.unwrap_or(GRACE_DEFAULT_S);
+        Some(Duration::from_secs(u64::try_from(seconds).unwrap_or_default()))
+    }
+}
+
+/// Runs one pod.
+pub struct Worker {
+    node: Arc<Node>,
+    wanted: watch::Receiver<Wanted>,
+    seen: Seen,
+    /// The status that the API server has.
+    written: PodStatus,
+    uid: String,
+    namespace: String,
+    name: String,
+}
+
+/// A network that was set up for a pod.
+struct Network {
+    netns: Netns,
+    attachment: Attachment,
+    result: Value,
+}
+
+impl Worker {
+    /// A worker for the pod that `wanted` holds.
+    pub fn new(node: Arc<Node>, wanted: watch::Receiver<Wanted>) -> Self {
+        let pod = wanted.borrow().pod.clone();
+        let spec = pod.spec.clone().unwrap_or_default();
+        let waiting = |reason: &'static str, count: usize| {
+            let state = State::Waiting { reason, message: String::new() };
+            vec![Container { state, ..Container::default() }; count]
+        };
+        let init_count = spec.init_containers.as_ref().map_or(0, Vec::len);
+        let reason = if init_count == 0 { "ContainerCreating" } else { "PodInitializing" };
+        Self {
+            seen: Seen {
+                start_time: Time(Timestamp::now()),
+                sandbox_ready: false,
+                addresses: Vec::new(),
+                host_addresses: node.addresses.clone(),
+                init_containers: waiting("PodInitializing", init_count),
+                containers: waiting(reason, spec.containers.len()),
+            },
+            written: pod.status.clone().unwrap_or_default(),
+            uid: pod.metadata.uid.clone().unwrap_or_default(),
+            namespace: pod.metadata.namespace.clone().unwrap_or_default(),
+            name: pod.metadata.name.clone().unwrap_or_default(),
+            node,
+            wanted,
+        }
+    }
+
+    /// Runs the pod to its end.
+    pub async fn run(mut self) {
+        let network = self.set_up().await;
+        if self.stop().is_none() {
+            self.run_containers(network.as_ref()).await;
+        }
+        let mut network = network;
+        let finished = self.wanted.borrow().stop().is_none();
+        if finished {
+            // The containers have ended for good. The status stays until somebody deletes the pod,
+            // the address is free again.
+            self.tear_down(network.take()).await;
+            self.seen.sandbox_ready = false;
+            self.write_status();
+            let _ = self.wanted.wait_for(|wanted| wanted.stop().is_some()).await;
+        }
+        self.tear_down(network).await;
+        let gone = self.wanted.borrow().gone;
+        if !gone {
+            self.write_status();
+            self.node.cluster.delete_pod(&self.namespace, &self.name, &self.uid);
+        }
+        self.node.running.lock().remove(&self.uid);
+    }
+
+    fn pod(&self) -> Arc<Pod> {
+        self.wanted.borrow().pod.clone()
+    }
+
+    fn stop(&self) -> Option<Duration> {
+        self.wanted.borrow().stop()
+    }
+
+    fn host_network(&self) -> bool {
+        self.pod().spec.as_ref().and_then(|spec| spec.host_network).unwrap_or(false)
+    }
+
+    fn cgroup_name(&self) -> String {
+        format!("pod{}", self.uid)
+    }
+
+    // -----------------------------------------------------------------------------------------
+    // The sandbox
+
+    /// Sets up the pod's network; returns without one when the pod needs none or is deleted.
+    async fn set_up(&mut self) -> Option<Network> {
+        if self.host_network() {
+            self.seen.addresses.clone_from(&self.node.addresses);
+            self.seen.sandbox_ready = true;
+            return None;
+        }
+        for attempt in 0.. {
+            // Also before the first attempt: the pod may have been deleted while it waited.
+            if self.stop().is_some() {
+                return None;
+            }
+            match self.try_set_up().await {
+                Ok(network) => {
+                    self.seen.addresses = cni::addresses(&network.result);
+                    self.seen.sandbox_ready = true;
+                    return Some(network);
+                }
+                Err(error) => {
+                    let message = format!("Failed to create pod sandbox: {error:#}");
+                    info!(pod = self.name, namespace = self.namespace, "{message}");
+                    self.event("FailedCreatePodSandBox", &message);
+                    self.write_status();
+                }
+            }
+            let pause = SANDBOX_BACKOFF_MS.get(attempt).or(SANDBOX_BACKOFF_MS.last());
+            let pause = Duration::from_millis(pause.copied().unwrap_or_default());
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                // The network may have become ready meanwhile: then there is no reason to wait.
+                () = self.node.network_ready() => {}
+                _ = self.wanted.wait_for(|wanted| wanted.stop().is_some()) => return None,
+            }
+        }
+        None
+    }
+
+    async fn try_set_up(&self) -> Result<Network> {
+        let id = new_id();
+        let path = PathBuf::from(NETNS_DIR).join(&id);
+        let attachment = Attachment {
+            container_id: id,
+            netns: path.display().to_string(),
+            pod_namespace: self.namespace.clone(),
+            pod_name: self.name.clone(),
+            pod_uid: self.uid.clone(),
+        };
+        let at = path.clone();
+        let netns = self.node.place.run(move || new_pod_netns(&at)).await??;
+        // Known before ADD begins, so that a garbage collection does not take it away.
+        self.node.attachments.lock().insert(attachment.container_id.clone());
+        let added = self.node.cni.add(&attachment).await;
+        match added {
+            Ok(result) => Ok(Network { netns, attachment, result }),
+            Err(error) => {
+                // As the specification asks: whatever a failed ADD left is for DEL to release.
+                let network = Network { netns, attachment, result: Value::Null };
+                self.release(network).await;
+                Err(error.into())
+            }
+        }
+    }
+
+    /// CNI DEL and the end of the namespace. Retried until the plugin succeeds, as runtimes do.
+    async fn release(&self, network: Network) {
+        let Network { netns, attachment, result } = network;
+        let result = Some(&result).filter(|result| !result.is_null());
+        for attempt in 0.. {
+            match self.node.cni.delete(&attachment, result).await {
+                Ok(()) => break,
+                Err(error) => {
+                    warn!(pod = self.name, "CNI DEL: {error}; trying again");
+                    if attempt == 0 {
+                        self.event("FailedKillPod", &format!("error killing pod: {error}"));
+                    }
+                }
+            }
+            let pause = SANDBOX_BACKOFF_MS.get(attempt).or(SANDBOX_BACKOFF_MS.last());
+            tokio::time::sleep(Duration::from_millis(pause.copied().unwrap_or_default())).await;
+        }
+        let path = PathBuf::from(&attachment.netns);
+        let removed = self.node.place.run(move || {
+            drop(netns);
+            Netns::delete(&path)
+        });
+        if let Err(error) = removed.await.and_then(|r| r.map_err(Into::into)) {
+            warn!(pod = self.name, "{error:#}");
+        }
+        self.node.attachments.lock().remove(&attachment.container_id);
+    }
+
+    async fn tear_down(&self, network: Option<Network>) {
+        if let Some(network) = network {
+            self.release(network).await;
+        }
+        let pods = kernel::cgroup::Cgroup::at(self.node.pods_cgroup.path().join(self.cgroup_name()));
+        for _ in 0..50 {
+            match pods.remove() {
+                Ok(()) => return,
+                // A killed process leaves its cgroup when it has been taken apart.
+                Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
+            }
+        }
+        warn!(pod = self.name, "cgroup {} is still busy", pods.path().display());
+    }
+
+    // -----------------------------------------------------------------------------------------
+    // Containers
+
+    async fn run_containers(&mut self, network: Option<&Network>) {
+        let sandbox = match self.sandbox(network) {
+            Ok(sandbox) => Arc::new(sandbox),
+            Err(error) => {
+                self.event("FailedCreatePodSandBox", &format!("{error:#}"));
+                let _ = self.wanted.wait_for(|wanted| wanted.stop().is_some()).await;
+                return;
+            }
+        };
+        let pod = self.pod();
+        let spec = pod.spec.clone().unwrap_or_default();
+        let policy = spec.restart_policy.as_deref().unwrap_or("Always");
+        let init = spec.init_containers.clone().unwrap_or_default();
+        for (index, container) in init.into_iter().enumerate() {
+            let job = self.job(container, (false, policy != "Never"), &sandbox);
+            let done = self.run_jobs(vec![(Slot::Init(index), job)]).await;
+            let failed = !done || !self.seen.init_containers.get(index).is_some_and(ended_well);
+            if failed || self.stop().is_some() {
+                return;
+            }
+        }
+        let restart = (policy == "Always", policy != "Never");
+        let containers = spec.containers.into_iter().enumerate();
+        let jobs = containers.map(|(n, spec)| (Slot::Main(n), self.job(spec, restart, &sandbox)));
+        let jobs = jobs.collect();
+        self.run_jobs(jobs).await;
+    }
+
+    fn sandbox(&self, network: Option<&Network>) -> Result<Sandbox> {
+        let cgroup = self.node.pods_cgroup.child(&self.cgroup_name())?;
+        let netns = match network {
+            Some(network) => {
+                use std::os::fd::AsFd as _;
+                let own = network.netns.as_fd().try_clone_to_owned().context("copy descriptor")?;
+                let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&own));
+                Some(Netns::open(std::path::Path::new(&path))?)
+            }
+            None => None,
+        };
+        let log = self.node.paths.log(&format!("{}_{}", self.namespace, self.name));
+        Ok(Sandbox {
+            place: self.node.place.clone(),
+            netns,
+            addresses: self.seen.addresses.clone(),
+            cgroup,
+            log_prefix: log.with_extension("").display().to_string(),
+            own_program: self.node.own_program.clone(),
+        })
+    }
+
+    fn job(&self, spec: k8s::Container, restart: (bool, bool), sandbox: &Arc<Sandbox>) -> Job {
+        let mut pod = Pod::clone(&self.pod());
+        // What the downward API tells is what we know, which the API server may not have yet.
+        pod.status = Some(pod_status(&pod, &self.seen, &self.written, &Time(Timestamp::now())));
+        let needed = environment::needed_sources(&spec).into_iter();
+        let sources: Sources = needed
+            .map(|(kind, name)| {
+                let data = self.node.cluster.text_data(kind, &self.namespace, &name);
+                ((kind, name), data)
+            })
+            .collect();
+        Job { pod, spec, restart, sources, sandbox: sandbox.clone() }
+    }
+
+    /// Runs containers until all have ended; says whether they did so by themselves.
+    async fn run_jobs(&mut self, jobs: Vec<(Slot, Job)>) -> bool {
+        let (stopper, stop) = watch::channel(None::<Duration>);
+        let (reports, mut inbox) = mpsc::unbounded_channel::<(Slot, Container)>();
+        let mut tasks = JoinSet::new();
+        for (slot, job) in jobs {
+            let reports = reports.clone();
+            let stop: Stop = stop.clone();
+            let first = self.slot(slot).clone();
+            tasks.spawn(async move {
+                let report = |container: &Container| {
+                    let _ = reports.send((slot, container.clone()));
+                };
+                let last = container::run(&job, first, report, stop).await;
+                (slot, last)
+            });
+        }
+        drop(reports);
+        let mut stopping = None;
+        loop {
+            tokio::select! {
+                Some((slot, container)) = inbox.recv() => {
+                    *self.slot(slot) = container;
+                    while let Ok((slot, container)) = inbox.try_recv() {
+                        *self.slot(slot) = container;
+                    }
+                    self.write_status();
+                }
+                ended = tasks.join_next() => match ended {
+                    Some(Ok((slot, container))) => *self.slot(slot) = container,
+                    Some(Err(error)) => warn!(pod = self.name, "container task: {error}"),
+                    None => break,
+                },
+                Ok(()) = self.wanted.changed() => {
+                    let wanted = self.wanted.borrow_and_update().stop();
+                    if wanted != stopping {
+                        stopping = wanted;
+                        stopper.send_replace(wanted);
+                    }
+                }
+            }
+        }
+        self.write_status();
+        stopping.is_none()
+    }
+
+    fn slot(&mut self, slot: Slot) -> &mut Container {
+        match slot {
+            Slot::Init(index) => &mut self.seen.init_containers[index],
+            Slot::Main(index) => &mut self.seen.containers[index],
+        }
+    }
+
+    // -----------------------------------------------------------------------------------------
+    // Telling
+
+    fn write_status(&mut self) {
+        let wanted = self.wanted.borrow().clone();
+        self.publish(&wanted.pod);
+        if wanted.gone {
+            return;
+        }
+        let status = pod_status(&wanted.pod, &self.seen, &self.written, &Time(Timestamp::now()));
+        if status == self.written {
+            return;
+        }
+        let written = self.node.cluster.write_pod_status(&self.namespace, &self.name, &self.uid, &status);
+        match written {
+            Ok(()) => self.written = status,
+            Err(error) => warn!(pod = self.name, "write status: {error:#}"),
+        }
+    }
+
+    /// Lets `cilium lab exec` find the containers.
+    fn publish(&self, pod: &Pod) {
+        let spec = pod.spec.as_ref();
+        let names = spec.iter().flat_map(|spec| spec.containers.iter()).map(|c| c.name.clone());
+        let running = Running {
+            namespace: self.namespace.clone(),
+            name: self.name.clone(),
+            containers: names.collect(),
+            cgroup: self.node.pods_cgroup.path().join(self.cgroup_name()),
+        };
+        self.node.running.lock().insert(self.uid.clone(), running);
+    }
+
+    fn event(&self, reason: &str, message: &str) {
+        self.node.cluster.pod_event(&self.pod(), &self.node.name, "Warning", reason, message);
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Slot {
+    Init(usize),
+    Main(usize),
+}
+
+fn ended_well(container: &Container) -> bool {
+    matches!(&container.state, State::Terminated(end) if end.code == 0)
+}
+
+/// A namespace as a runtime hands it to a CNI plugin: with loopback up. Runs inside the node.
+fn new_pod_netns(path: &std::path::Path) -> Result<Netns> {
+    let netns = Netns::create(path)?;
+    let links = kernel::netlink::Netlink::in_netns(&netns)?;
+    let loopback = links.link_by_name("lo")?;
+    links.set_up(loopback.index)?;
+    Ok(netns)
+}

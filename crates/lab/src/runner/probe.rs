@@ -1,0 +1,135 @@
+//! Readiness and liveness probes: exec, TCP and HTTP, from the node as a kubelet does.
+
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
+use std::os::fd::AsFd as _;
+use std::sync::Arc;
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1 as k8s;
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use tokio::sync::mpsc;
+use tokio::time::{sleep, timeout};
+
+use super::container::Sandbox;
+use crate::place::CgroupDir;
+use crate::process::{Command, PATH};
+
+/// What a probe is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Whether the container may be sent work.
+    Readiness,
+    /// Whether the container must be started again.
+    Liveness,
+}
+
+/// Probes one container.
+#[derive(Debug)]
+pub struct Prober {
+    /// What for.
+    pub kind: Kind,
+    /// The specification.
+    pub probe: k8s::Probe,
+    /// Ports that the probe may name.
+    pub ports: Vec<k8s::ContainerPort>,
+    /// Where the container is.
+    pub sandbox: Arc<Sandbox>,
+    /// The container's name.
+    pub container: String,
+    /// The container's process.
+    pub pid: i32,
+}
+
+impl Prober {
+    /// Probes for ever; `verdicts` gets every change of mind.
+    pub async fn run(self, verdicts: mpsc::Sender<(Kind, bool)>) {
+        let seconds = |n: Option<i32>, default: u64| {
+            Duration::from_secs(n.and_then(|n| u64::try_from(n).ok()).unwrap_or(default))
+        };
+        let period = seconds(self.probe.period_seconds, 10).max(Duration::from_secs(1));
+        let patience = seconds(self.probe.timeout_seconds, 1).max(Duration::from_secs(1));
+        let needed_good = self.probe.success_threshold.unwrap_or(1).max(1);
+        let needed_bad = self.probe.failure_threshold.unwrap_or(3).max(1);
+        sleep(seconds(self.probe.initial_delay_seconds, 0)).await;
+        let (mut good, mut bad) = (0, 0);
+        let mut told = None;
+        loop {
+            let success = timeout(patience, self.once(patience)).await.unwrap_or(false);
+            (good, bad) = if success { (good + 1, 0) } else { (0, bad + 1) };
+            let verdict = match () {
+                () if good >= needed_good => Some(true),
+                () if bad >= needed_bad => Some(false),
+                () => told,
+            };
+            if verdict != told {
+                told = verdict;
+                if verdicts.send((self.kind, success)).await.is_err() {
+                    return;
+                }
+            }
+            // A container that is not ready yet is asked more often, so that it starts fast.
+            sleep(if told.is_none() { period.min(Duration::from_secs(1)) } else { period }).await;
+        }
+    }
+
+    async fn once(&self, patience: Duration) -> bool {
+        if let Some(exec) = &self.probe.exec {
+            return self.exec(exec.command.clone().unwrap_or_default()).await;
+        }
+        let http = self.probe.http_get.clone();
+        let tcp = self.probe.tcp_socket.as_ref();
+        let port = http.as_ref().map(|h| &h.port).or_else(|| tcp.map(|t| &t.port));
+        let Some(port) = port.and_then(|port| self.port(port)) else { return false };
+        let own = self.sandbox.addresses.first().copied();
+        let Some(address) = own else { return false };
+        let sandbox = self.sandbox.clone();
+        let target = SocketAddr::new(address, port);
+        let probing = tokio::task::spawn_blocking(move || {
+            sandbox.place.netns.run(|| connect(target, patience, http.as_ref())).unwrap_or(false)
+        });
+        probing.await.unwrap_or(false)
+    }
+
+    fn port(&self, port: &IntOrString) -> Option<u16> {
+        match port {
+            IntOrString::Int(number) => u16::try_from(*number).ok(),
+            IntOrString::String(name) => {
+                let port = self.ports.iter().find(|p| p.name.as_deref() == Some(name))?;
+                u16::try_from(port.container_port).ok()
+            }
+        }
+    }
+
+    /// Runs a command beside the container's process.
+    async fn exec(&self, argv: Vec<String>) -> bool {
+        let Ok(cgroup) = CgroupDir::create(&self.sandbox.cgroup, &self.container) else { return false };
+        let open = |kind: &str| std::fs::File::open(format!("/proc/{}/ns/{kind}", self.pid));
+        let (Ok(net), Ok(mnt), Ok(uts)) = (open("net"), open("mnt"), open("uts")) else { return false };
+        let command = Command {
+            argv,
+            env: vec![("PATH".to_owned(), PATH.to_owned())],
+            netns: Some(net.as_fd()),
+            mntns: Some(mnt.as_fd()),
+            utsns: Some(uts.as_fd()),
+            ..self.sandbox.place.command(&cgroup)
+        };
+        let Ok(process) = command.spawn() else { return false };
+        // A probe that is given up is killed with its container at the latest.
+        process.wait().await.is_ok_and(|exit| exit.code() == 0)
+    }
+}
+
+/// Connects, and for HTTP asks: any answer from 200 to 399 is good.
+fn connect(target: SocketAddr, patience: Duration, http: Option<&k8s::HTTPGetAction>) -> bool {
+    let Ok(mut stream) = TcpStream::connect_timeout(&target, patience) else { return false };
+    let Some(http) = http else { return true };
+    let path = http.path.as_deref().unwrap_or("/");
+    let request = format!("GET {path} HTTP/1.1\r\nHost: {target}\r\nUser-Agent: kube-probe\r\nConnection: close\r\n\r\n");
+    let mut head = [0_u8; 12];
+    let asked = stream.set_read_timeout(Some(patience)).is_ok()
+        && stream.write_all(request.as_bytes()).is_ok()
+        && stream.read_exact(&mut head).is_ok();
+    let code = std::str::from_utf8(&head[9..]).ok().and_then(|code| code.parse::<u16>().ok());
+    asked && code.is_some_and(|code| (200..400).contains(&code))
+}

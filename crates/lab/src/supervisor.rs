@@ -1,0 +1,674 @@
+//! The process behind a lab: builds it, hosts the API server, and keeps everything running.
+//!
+//! ```text
+//!   supervisor ─┬─ API server (127.0.0.1, hub)   ─ scheduler
+//!               ├─ operator (child, hub)
+//!               ├─ node-1: agent (child) ─ node status ─ pod runner ─ CNI plugin, containers
+//!               ├─ node-2: …
+//!               └─ control socket: status, locate, apply
+//! ```
+//!
+//! It holds no state that matters: `down` works without it, and a node survives the death of any
+//! of its processes.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs::{self, File, OpenOptions};
+use std::io::Write as _;
+use std::net::{IpAddr, Ipv4Addr, TcpListener};
+use std::os::fd::AsFd as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, anyhow, bail};
+use ipnet::IpNet;
+use k8s_openapi::api::core::v1::{ConfigMap, Pod};
+use kernel::cgroup::Cgroup;
+use serde_json::{Value, json};
+use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tracing::{info, warn};
+
+use crate::apiserver::{ApiServer, Change};
+use crate::cluster::{Applied, CILIUM_NODES, CONFIG_MAPS, Cluster, KUBE_SYSTEM, PODS, typed};
+use crate::control::{Answer, Located, NodeStatus, Request, Status};
+use crate::network::Network;
+use crate::node;
+use crate::place::{CgroupDir, Place};
+use crate::process::{Command, PATH};
+use crate::program::keep_running;
+use crate::runner::{self, Node, PodChange, cni::Cni};
+use crate::scheduler;
+use crate::spec::{
+    CGROUP, CNI_CONFLIST, HUB, INTERNET, INTERNET_PORTS, NodeSpec, Paths, Spec,
+};
+
+/// How long the nodes of a new lab may take to be ready.
+const READY_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// Runs a lab until it is killed. Standard output is read by `cilium lab up` until the lab is
+/// ready: lines of [`Answer`].
+pub fn run(spec: &Spec) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let mut launcher = Launcher(Some(std::io::stdout()));
+    let result = runtime.block_on(supervise(spec, &mut launcher));
+    if let Err(error) = &result {
+        launcher.tell(&Answer::Failed(format!("{error:#}")));
+    }
+    result
+}
+
+/// The `cilium lab up` that waits for us, as long as it does.
+struct Launcher(Option<std::io::Stdout>);
+
+impl Launcher {
+    /// Says whether somebody listens.
+    fn tell(&mut self, answer: &Answer) -> bool {
+        let Some(stdout) = &mut self.0 else { return false };
+        let line = serde_json::to_string(answer).unwrap_or_default();
+        writeln!(stdout, "{line}").and_then(|()| stdout.flush()).is_ok()
+    }
+
+    /// Ends the conversation: from now on nobody has to listen.
+    fn leave(&mut self) -> Result<()> {
+        let null = File::options().write(true).open("/dev/null")?;
+        nix::unistd::dup2_stdout(&null).context("close standard output")?;
+        self.0 = None;
+        Ok(())
+    }
+}
+
+/// A lab that runs.
+struct Lab {
+    spec: Spec,
+    paths: Paths,
+    api_server: ApiServer,
+    cluster: Cluster,
+    network: Arc<Network>,
+    nodes: Vec<LabNode>,
+    operator: watch::Receiver<Option<i32>>,
+}
+
+/// A node that runs.
+struct LabNode {
+    node: Arc<Node>,
+    agent: watch::Receiver<Option<i32>>,
+    pods: mpsc::UnboundedSender<PodChange>,
+}
+
+/// Programs and directories that the lab's children are started from.
+struct Programs {
+    own: PathBuf,
+    dir: PathBuf,
+}
+
+impl Programs {
+    fn find() -> Result<Self> {
+        let own = std::env::current_exe().context("find this program")?;
+        let dir = own.parent().context("this program has no directory")?.to_path_buf();
+        for name in ["cilium-agent", "cilium-operator", "cilium-cni"] {
+            if !dir.join(name).is_file() {
+                bail!("{name} is not beside {}: build it with `cargo xtask build`, or copy all programs to one directory", own.display());
+            }
+        }
+        Ok(Self { own, dir })
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.dir.join(name).display().to_string()
+    }
+}
+
+async fn supervise(spec: &Spec, launcher: &mut Launcher) -> Result<()> {
+    let paths = Paths::new(&spec.name);
+    let lock = OpenOptions::new().create(true).truncate(false).write(true).open(paths.lock())?;
+    let _lock = nix::fcntl::Flock::lock(lock, nix::fcntl::FlockArg::LockExclusiveNonblock)
+        .map_err(|(_, errno)| anyhow!("lock {}: {errno}", paths.lock().display()))?;
+    let programs = Programs::find()?;
+    fs::write(paths.spec(), serde_json::to_vec_pretty(spec)?)?;
+
+    let mut tasks = JoinSet::new();
+    let began = Instant::now();
+    let cgroups = Cgroup::root()?.child(CGROUP)?.child(&spec.name)?;
+    let network = Arc::new(Network::create(&paths)?);
+    let api_server = start_api_server(spec, &paths, &network).await?;
+    let cluster = Cluster::new(api_server.api());
+    seed(spec, &paths, &cluster)?;
+    told(launcher, format!("API server {}", api_url(&paths)?))?;
+
+    let operator = start_operator(&paths, &programs, &cgroups, &network, &mut tasks)?;
+    start_internet(&paths, &programs, &cgroups, &network, &mut tasks)?;
+    let mut nodes = Vec::new();
+    for node_spec in spec.node_specs() {
+        let node = make_node(spec, node_spec, &paths, &programs, &cgroups, &network, &cluster)?;
+        nodes.push(start_node(node, node_spec, &paths, &programs, &mut tasks)?);
+    }
+    info!("namespaces and processes are there after {} ms", began.elapsed().as_millis());
+    told(launcher, format!("{} nodes started", nodes.len()))?;
+
+    tasks.spawn(scheduler::run(cluster.clone()));
+    let senders = nodes.iter().map(|n| (n.node.name.clone(), n.pods.clone())).collect();
+    tasks.spawn(dispatch_pods(cluster.clone(), senders));
+    tasks.spawn(route_pods(cluster.clone(), network.clone()));
+    tasks.spawn(materialise_config(cluster.clone(), paths.clone()));
+
+    let lab = Arc::new(Lab { spec: spec.clone(), paths, api_server, cluster, network, nodes, operator });
+    tasks.spawn(serve_control(lab.clone()));
+
+    wait_ready(&lab, launcher).await?;
+    launcher.tell(&Answer::Done(Value::Null));
+    launcher.leave()?;
+    // None of these ends by itself; one that does has panicked, which the log should say.
+    while let Some(ended) = tasks.join_next().await {
+        warn!("a task of the lab has ended: {ended:?}");
+    }
+    Ok(())
+}
+
+/// Progress for the launcher. When it is gone (interrupted), nobody wants the lab.
+fn told(launcher: &mut Launcher, text: String) -> Result<()> {
+    info!("{text}");
+    match launcher.tell(&Answer::Progress(text)) {
+        true => Ok(()),
+        false => bail!("nobody waits for the lab any more"),
+    }
+}
+
+async fn wait_ready(lab: &Lab, launcher: &mut Launcher) -> Result<()> {
+    let deadline = tokio::time::Instant::now() + READY_TIMEOUT;
+    let mut waiting = JoinSet::new();
+    for node in &lab.nodes {
+        let mut ready = node.node.ready.subscribe();
+        let name = node.node.name.clone();
+        waiting.spawn(async move { ready.wait_for(|ready| *ready).await.map(|_| name) });
+    }
+    let mut ready = 0;
+    while let Ok(Some(done)) = tokio::time::timeout_at(deadline, waiting.join_next()).await {
+        if let Ok(Ok(name)) = done {
+            ready += 1;
+            told(launcher, format!("{name} Ready ({ready}/{})", lab.nodes.len()))?;
+        }
+        if waiting.is_empty() {
+            return Ok(());
+        }
+    }
+    let missing: Vec<&str> =
+        lab.nodes.iter().filter(|n| !*n.node.ready.borrow()).map(|n| n.node.name.as_str()).collect();
+    let first = missing.first().copied().unwrap_or_default();
+    bail!(
+        "after {} s these nodes are not ready: {}; look at {} (the lab is left as it is, `cilium lab down --name {}` removes it)",
+        READY_TIMEOUT.as_secs(),
+        missing.join(", "),
+        lab.paths.log(&format!("agent-{first}")).display(),
+        lab.spec.name,
+    )
+}
+
+// ---------------------------------------------------------------------------------------------
+// API server
+
+async fn start_api_server(spec: &Spec, paths: &Paths, network: &Network) -> Result<ApiServer> {
+    let local = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("listen on 127.0.0.1")?;
+    // The same port in both namespaces is not needed, but easier to read.
+    let port = local.local_addr()?.port();
+    let hub_v4 = network.listen_on_hub(HUB.0.into(), port)?;
+    let hub_v6 = network.listen_on_hub(HUB.1.into(), port)?;
+    let server = node::api_server(spec, vec![local, hub_v4, hub_v6]).await?;
+    let write = |path: &Path, address: IpAddr| -> Result<()> {
+        let url = format!("https://{}", std::net::SocketAddr::new(address, port));
+        fs::write(path, server.kubeconfig(&url, &format!("cilium-lab-{}", spec.name)))
+            .with_context(|| format!("write {}", path.display()))
+    };
+    write(&paths.kubeconfig(), Ipv4Addr::LOCALHOST.into())?;
+    write(&paths.kubeconfig_nodes(), HUB.0.into())?;
+    Ok(server)
+}
+
+/// The API server's address in the users' kubeconfig.
+fn api_url(paths: &Paths) -> Result<String> {
+    let text = fs::read_to_string(paths.kubeconfig())?;
+    let url = text.lines().find_map(|line| line.trim().strip_prefix("server: "));
+    Ok(url.context("the kubeconfig names no server")?.trim_matches('"').to_owned())
+}
+
+/// Objects that a cluster has before anything runs in it.
+fn seed(spec: &Spec, paths: &Paths, cluster: &Cluster) -> Result<()> {
+    let config = spec.cilium_config();
+    write_config(&paths.config_dir(), &config)?;
+    let map = json!({
+        "apiVersion": "v1", "kind": "ConfigMap",
+        "metadata": {"name": "cilium-config", "namespace": KUBE_SYSTEM},
+        "data": config,
+    });
+    cluster.apply(CONFIG_MAPS, KUBE_SYSTEM, &map)
+}
+
+/// Keeps the files of the ConfigMap as a kubelet does; agents read them when they start.
+async fn materialise_config(cluster: Cluster, paths: Paths) {
+    let mut watch = cluster.watch(CONFIG_MAPS);
+    loop {
+        for (change, object) in watch.changes().await {
+            let ours = &*object.key.namespace == KUBE_SYSTEM && &*object.key.name == "cilium-config";
+            let map = typed::<ConfigMap>(&object).filter(|_| ours && change != Change::Deleted);
+            let Some(map) = map else { continue };
+            if let Err(error) = write_config(&paths.config_dir(), &map.data.unwrap_or_default()) {
+                warn!("{error:#}");
+            }
+        }
+    }
+}
+
+fn write_config(dir: &Path, config: &BTreeMap<String, String>) -> Result<()> {
+    fs::create_dir_all(dir)?;
+    for entry in fs::read_dir(dir)?.flatten() {
+        let known = entry.file_name().to_str().is_some_and(|name| config.contains_key(name));
+        if !known {
+            fs::remove_file(entry.path())?;
+        }
+    }
+    for (key, value) in config {
+        // Keys of a ConfigMap have no slashes; those of `--set` have not been checked by anybody.
+        if key.contains('/') || key.starts_with('.') {
+            bail!("{key:?} cannot be a key of cilium-config");
+        }
+        let path = dir.join(key);
+        if fs::read_to_string(&path).is_ok_and(|old| old == *value) {
+            continue;
+        }
+        fs::write(&path, value).with_context(|| format!("write {}", path.display()))?;
+    }
+    Ok(())
+}
+
+// ---------------------------------------------------------------------------------------------
+// Programs
+
+/// What every program of the lab is started with.
+fn environment(extra: &[(&str, &str)]) -> Vec<(String, String)> {
+    let mut env = vec![("PATH".to_owned(), PATH.to_owned())];
+    for name in ["RUST_LOG", "RUST_BACKTRACE"] {
+        env.extend(std::env::var(name).ok().map(|value| (name.to_owned(), value)));
+    }
+    env.extend(extra.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())));
+    env
+}
+
+fn open_log(paths: &Paths, name: &str) -> Result<File> {
+    let path = paths.log(name);
+    OpenOptions::new().create(true).append(true).open(&path).with_context(|| format!("open {}", path.display()))
+}
+
+fn start_operator(
+    paths: &Paths,
+    programs: &Programs,
+    cgroups: &Cgroup,
+    network: &Arc<Network>,
+    tasks: &mut JoinSet<()>,
+) -> Result<watch::Receiver<Option<i32>>> {
+    let cgroup = CgroupDir::create(&cgroups.child("hub")?, "operator")?;
+    let log = open_log(paths, "operator")?;
+    let argv = vec![
+        programs.path("cilium-operator"),
+        format!("--config-dir={}", paths.config_dir().display()),
+        format!("--k8s-kubeconfig-path={}", paths.kubeconfig_nodes().display()),
+    ];
+    let network = network.clone();
+    let (pid, running) = watch::channel(None);
+    tasks.spawn(keep_running("cilium-operator".to_owned(), pid, move || {
+        let command = Command {
+            argv: argv.clone(),
+            env: environment(&[("K8S_NODE_NAME", "hub"), ("CILIUM_K8S_NAMESPACE", KUBE_SYSTEM)]),
+            cgroup: Some(cgroup.as_fd()),
+            netns: Some(network.hub.as_fd()),
+            stdout: Some(log.as_fd()),
+            stderr: Some(log.as_fd()),
+            ..Command::default()
+        };
+        Ok(command.spawn()?)
+    }));
+    Ok(running)
+}
+
+/// The host behind the external router, so that there is something to reach.
+fn start_internet(
+    paths: &Paths,
+    programs: &Programs,
+    cgroups: &Cgroup,
+    network: &Arc<Network>,
+    tasks: &mut JoinSet<()>,
+) -> Result<()> {
+    let cgroup = CgroupDir::create(&cgroups.child("external")?, "internet")?;
+    let log = open_log(paths, "external")?;
+    let (http, udp) = INTERNET_PORTS;
+    let args = format!(
+        "lab image agnhost netexec --http-port={http} --udp-port={udp} --udp-listen-addresses={},{}",
+        INTERNET.0, INTERNET.1
+    );
+    let argv = [programs.own.display().to_string()].into_iter();
+    let argv: Vec<String> = argv.chain(args.split(' ').map(str::to_owned)).collect();
+    let network = network.clone();
+    tasks.spawn(keep_running("external".to_owned(), watch::Sender::new(None), move || {
+        let command = Command {
+            argv: argv.clone(),
+            env: environment(&[]),
+            cgroup: Some(cgroup.as_fd()),
+            netns: Some(network.external.as_fd()),
+            stdout: Some(log.as_fd()),
+            stderr: Some(log.as_fd()),
+            ..Command::default()
+        };
+        Ok(command.spawn()?)
+    }));
+    Ok(())
+}
+
+// ---------------------------------------------------------------------------------------------
+// Nodes
+
+fn make_node(
+    spec: &Spec,
+    node_spec: NodeSpec,
+    paths: &Paths,
+    programs: &Programs,
+    cgroups: &Cgroup,
+    network: &Network,
+    cluster: &Cluster,
+) -> Result<Arc<Node>> {
+    let name = node_spec.name();
+    let place = Arc::new(Place::create(paths, cgroups, &name)?);
+    network.add_node(node_spec, &place.netns)?;
+    node::register(cluster, spec, node_spec)?;
+    let conf_dir = Path::new(CNI_CONFLIST).parent().and_then(|dir| dir.strip_prefix("/run").ok());
+    let conf_dir = paths.node_run(&name).join(conf_dir.context("the CNI configuration is below /run")?);
+    fs::create_dir_all(&conf_dir)?;
+    let cni = Cni::new(
+        place.clone(),
+        CgroupDir::create(&place.cgroup, "cni")?,
+        conf_dir,
+        programs.dir.clone(),
+        open_log(paths, &format!("cni-{name}"))?,
+    );
+    Ok(Arc::new(Node {
+        addresses: node_spec.addresses().to_vec(),
+        cluster: cluster.clone(),
+        cni,
+        paths: paths.clone(),
+        own_program: programs.own.display().to_string(),
+        pods_cgroup: place.cgroup.child("pods")?,
+        running: Default::default(),
+        attachments: Default::default(),
+        ready: watch::Sender::new(false),
+        place,
+        name,
+    }))
+}
+
+fn start_node(
+    node: Arc<Node>,
+    node_spec: NodeSpec,
+    paths: &Paths,
+    programs: &Programs,
+    tasks: &mut JoinSet<()>,
+) -> Result<LabNode> {
+    let cgroup = CgroupDir::create(&node.place.cgroup, "agent")?;
+    let log = open_log(paths, &format!("agent-{}", node.name))?;
+    let argv = vec![
+        programs.path("cilium-agent"),
+        format!("--config-dir={}", paths.config_dir().display()),
+        format!("--k8s-kubeconfig-path={}", paths.kubeconfig_nodes().display()),
+    ];
+    let (pid, agent) = watch::channel(None);
+    let place = node.place.clone();
+    tasks.spawn(keep_running(format!("agent of {}", node.name), pid, move || {
+        let env = environment(&[
+            ("K8S_NODE_NAME", place.name.as_str()),
+            ("CILIUM_K8S_NAMESPACE", KUBE_SYSTEM),
+        ]);
+        let command = Command {
+            argv: argv.clone(),
+            env,
+            stdout: Some(log.as_fd()),
+            stderr: Some(log.as_fd()),
+            ..place.command(&cgroup)
+        };
+        Ok(command.spawn()?)
+    }));
+    let (pods, inbox) = mpsc::unbounded_channel();
+    tasks.spawn(runner::run(node.clone(), inbox));
+    tasks.spawn(node::report(node.clone(), node_spec, agent.clone()));
+    Ok(LabNode { node, agent, pods })
+}
+
+/// Hands every pod to the runner of its node.
+async fn dispatch_pods(cluster: Cluster, nodes: HashMap<String, mpsc::UnboundedSender<PodChange>>) {
+    let mut watch = cluster.watch(PODS);
+    loop {
+        for (change, object) in watch.changes().await {
+            let Some(pod) = typed::<Pod>(&object) else { continue };
+            let node = pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref());
+            if let Some(runner) = node.and_then(|node| nodes.get(node)) {
+                let change = PodChange { pod: Arc::new(pod), gone: change == Change::Deleted };
+                if runner.send(change).is_err() {
+                    warn!("a pod runner has ended");
+                }
+            }
+        }
+    }
+}
+
+/// Keeps the external router's routes to pods as the nodes' pod CIDRs are.
+async fn route_pods(cluster: Cluster, network: Arc<Network>) {
+    let mut watch = cluster.watch(CILIUM_NODES);
+    let mut known: HashMap<String, Vec<IpNet>> = HashMap::new();
+    loop {
+        for (change, object) in watch.changes().await {
+            let name = object.key.name.to_string();
+            let number = name.strip_prefix("node-").and_then(|n| n.parse().ok());
+            let Some(node) = number.map(NodeSpec::new) else { continue };
+            let value = object.value();
+            let wanted: Vec<IpNet> = match change {
+                Change::Deleted => Vec::new(),
+                _ => {
+                    let cidrs = value["spec"]["ipam"]["podCIDRs"].as_array();
+                    let text = cidrs.into_iter().flatten().filter_map(Value::as_str);
+                    text.filter_map(|cidr| cidr.parse().ok()).collect()
+                }
+            };
+            let before = known.insert(name, wanted.clone()).unwrap_or_default();
+            let removed = before.iter().filter(|cidr| !wanted.contains(cidr));
+            let removed = removed.map(|cidr| network.unroute_pods(*cidr));
+            let added = wanted.iter().filter(|cidr| !before.contains(cidr));
+            let added = added.map(|cidr| network.route_pods(*cidr, node));
+            for error in removed.chain(added).filter_map(Result::err) {
+                warn!("{error:#}");
+            }
+        }
+    }
+}
+
+// ---------------------------------------------------------------------------------------------
+// Control
+
+async fn serve_control(lab: Arc<Lab>) {
+    let listener = match UnixListener::bind(lab.paths.control()) {
+        Ok(listener) => listener,
+        Err(error) => return warn!("listen on {}: {error}", lab.paths.control().display()),
+    };
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                let lab = lab.clone();
+                tokio::spawn(async move {
+                    if let Err(error) = answer(&lab, stream).await {
+                        warn!("control: {error:#}");
+                    }
+                });
+            }
+            Err(error) => warn!("control: {error}"),
+        }
+    }
+}
+
+async fn answer(lab: &Lab, stream: UnixStream) -> Result<()> {
+    let (reader, mut writer) = stream.into_split();
+    let mut line = String::new();
+    BufReader::new(reader).read_line(&mut line).await?;
+    let request: Request = serde_json::from_str(&line)?;
+    let (progress, mut steps) = mpsc::unbounded_channel();
+    let working = handle(lab, request, progress);
+    tokio::pin!(working);
+    let result = loop {
+        tokio::select! {
+            biased;
+            Some(step) = steps.recv() => send(&mut writer, &Answer::Progress(step)).await?,
+            result = &mut working => break result,
+        }
+    };
+    while let Ok(step) = steps.try_recv() {
+        send(&mut writer, &Answer::Progress(step)).await?;
+    }
+    let last = match result {
+        Ok(value) => Answer::Done(value),
+        Err(error) => Answer::Failed(format!("{error:#}")),
+    };
+    send(&mut writer, &last).await
+}
+
+async fn send(writer: &mut (impl tokio::io::AsyncWrite + Unpin), answer: &Answer) -> Result<()> {
+    let mut line = serde_json::to_vec(answer)?;
+    line.push(b'\n');
+    Ok(writer.write_all(&line).await?)
+}
+
+async fn handle(
+    lab: &Lab,
+    request: Request,
+    progress: mpsc::UnboundedSender<String>,
+) -> Result<Value> {
+    match request {
+        Request::Status => Ok(serde_json::to_value(status(lab)?)?),
+        Request::Locate { namespace, pod, container } => {
+            Ok(serde_json::to_value(locate(lab, &namespace, &pod, container.as_deref())?)?)
+        }
+        Request::Apply { objects, timeout_s } => {
+            let mut pods = Vec::new();
+            for object in objects {
+                let applied = lab.cluster.apply_manifest(object)?;
+                if applied.kind == "Pod" {
+                    pods.push(applied);
+                }
+            }
+            wait_pods(lab, pods, Duration::from_secs(timeout_s), &progress).await?;
+            Ok(Value::Null)
+        }
+        Request::ApiServer { running } => {
+            lab.api_server.set_serving(running);
+            Ok(Value::Null)
+        }
+    }
+}
+
+fn status(lab: &Lab) -> Result<Status> {
+    let node = |n: &LabNode| NodeStatus {
+        name: n.node.name.clone(),
+        ready: *n.node.ready.borrow(),
+        addresses: n.node.addresses.clone(),
+        netns: lab.paths.netns(&n.node.name),
+        agent_pid: *n.agent.borrow(),
+        agent_socket: lab.paths.agent_socket(&n.node.name),
+        bpffs: lab.paths.node_bpf(&n.node.name),
+        pods: n.node.running.lock().len(),
+    };
+    Ok(Status {
+        name: lab.spec.name.clone(),
+        kubeconfig: lab.paths.kubeconfig(),
+        api_server: api_url(&lab.paths)?,
+        hubble_relay: None,
+        hubble_ui: None,
+        supervisor_pid: std::process::id(),
+        operator_pid: *lab.operator.borrow(),
+        nodes: lab.nodes.iter().map(node).collect(),
+    })
+}
+
+fn locate(lab: &Lab, namespace: &str, pod: &str, container: Option<&str>) -> Result<Located> {
+    let all = lab.nodes.iter().flat_map(|n| n.node.running.lock().values().cloned().collect::<Vec<_>>());
+    let mut found = all.filter(|running| running.namespace == namespace && running.name == pod);
+    let Some(running) = found.next() else {
+        bail!("pod {namespace}/{pod} does not run in lab {:?}; see `kubectl get pods -A`", lab.spec.name);
+    };
+    let container = match container {
+        None => running.containers.first().context("the pod has no containers")?,
+        Some(name) => running.containers.iter().find(|c| *c == name).with_context(|| {
+            format!("pod {pod} has no container {name:?}, but: {}", running.containers.join(", "))
+        })?,
+    };
+    let cgroup = running.cgroup.join(container);
+    let pids = Cgroup::at(&cgroup).processes().unwrap_or_default();
+    let pid = pids.first().with_context(|| format!("container {container} of pod {pod} does not run now"))?;
+    Ok(Located { pid: i32::try_from(*pid)?, cgroup })
+}
+
+/// Waits until pods are Ready or have succeeded.
+async fn wait_pods(
+    lab: &Lab,
+    mut waiting: Vec<Applied>,
+    timeout: Duration,
+    progress: &mpsc::UnboundedSender<String>,
+) -> Result<()> {
+    let deadline = tokio::time::Instant::now() + timeout;
+    let mut watch = lab.cluster.watch(PODS);
+    let count = waiting.len();
+    let mut last: HashMap<String, String> = HashMap::new();
+    while !waiting.is_empty() {
+        let Ok(changes) = tokio::time::timeout_at(deadline, watch.changes()).await else {
+            let state = |pod: &Applied| {
+                format!("{}/{} ({})", pod.namespace, pod.name, last.get(&pod.name).map_or("Pending", String::as_str))
+            };
+            let names: Vec<String> = waiting.iter().map(state).collect();
+            bail!("after {} s these pods are not Ready: {}; `kubectl describe pod` says more", timeout.as_secs(), names.join(", "));
+        };
+        for (_, object) in changes {
+            let of = |pod: &Applied| *pod.namespace == *object.key.namespace && *pod.name == *object.key.name;
+            let Some(index) = waiting.iter().position(of) else { continue };
+            let Some(pod) = typed::<Pod>(&object) else { continue };
+            match pod_progress(&pod) {
+                PodProgress::Ready => {
+                    waiting.swap_remove(index);
+                    let node = pod.spec.and_then(|spec| spec.node_name).unwrap_or_default();
+                    let text = format!("pod {} Ready on {node} ({}/{count})", object.key.name, count - waiting.len());
+                    let _ = progress.send(text);
+                }
+                PodProgress::Hopeless(why) => {
+                    bail!("pod {}/{} cannot start: {why}", object.key.namespace, object.key.name)
+                }
+                PodProgress::Waiting(why) => drop(last.insert(object.key.name.to_string(), why)),
+            }
+        }
+    }
+    Ok(())
+}
+
+enum PodProgress {
+    Ready,
+    Waiting(String),
+    Hopeless(String),
+}
+
+fn pod_progress(pod: &Pod) -> PodProgress {
+    let status = pod.status.clone().unwrap_or_default();
+    let ready = status.conditions.iter().flatten().any(|c| c.type_ == "Ready" && c.status == "True");
+    if ready || status.phase.as_deref() == Some("Succeeded") {
+        return PodProgress::Ready;
+    }
+    let containers = status.container_statuses.unwrap_or_default();
+    let waiting = containers.iter().find_map(|c| c.state.as_ref()?.waiting.as_ref());
+    let reason = waiting.and_then(|w| w.reason.clone()).unwrap_or_else(|| "Pending".to_owned());
+    if matches!(reason.as_str(), "ErrImagePull" | "ImagePullBackOff") {
+        let message = waiting.and_then(|w| w.message.clone()).unwrap_or(reason);
+        return PodProgress::Hopeless(message);
+    }
+    PodProgress::Waiting(reason)
+}
