@@ -18,6 +18,8 @@ use crate::events;
 
 /// Headers that hooks read directly: Ethernet, IPv6, a neighbour solicitation with an option.
 const HEADERS_LEN: u32 = 86;
+/// Farther into a packet no header begins: fifteen bits are more than an IPv6 header chain may take.
+const OFFSET_MAX: usize = 0x7fff;
 /// Bytes of a tunnel key without the local address, which kernels before 6.0 do not know.
 const TUNNEL_KEY_LEN: u32 = core::mem::offset_of!(TunnelKey, __bindgen_anon_2) as u32;
 /// TTL of the packet around the packet.
@@ -28,6 +30,25 @@ const PACKET_HOST: u32 = 0;
 /// The packet that a program was called with.
 pub(crate) struct Skb {
     skb: *mut __sk_buff,
+}
+
+/// Reads a field of the context. The kernel wants the offset in the instruction; the compiler, left
+/// alone, keeps `context + offset` in a register where a field is read often.
+macro_rules! field {
+    ($skb:expr, $field:ident) => {{
+        let word: u64;
+        // SAFETY: a field of the program's own context, which the kernel lets it read.
+        unsafe {
+            core::arch::asm!(
+                "{word} = *(u32 *)({skb} + {offset})",
+                word = out(reg) word,
+                skb = in(reg) $skb,
+                offset = const core::mem::offset_of!(__sk_buff, $field),
+                options(readonly, nostack, preserves_flags, pure),
+            );
+        }
+        word
+    }};
 }
 
 impl Skb {
@@ -51,26 +72,40 @@ impl Skb {
 
     #[inline(always)]
     fn data(&self) -> usize {
-        // SAFETY: a field of the program's own context.
-        unsafe { (*self.skb).data as usize }
+        field!(self.skb, data) as usize
     }
 
     #[inline(always)]
     fn data_end(&self) -> usize {
-        // SAFETY: a field of the program's own context.
-        unsafe { (*self.skb).data_end as usize }
+        field!(self.skb, data_end) as usize
     }
 
     /// The address of `len` bytes at `offset`, if the packet has them.
     #[inline(always)]
     fn bytes(&self, offset: usize, len: usize) -> Option<usize> {
-        let start = self.data() + offset;
+        // The verifier forgets the bounds of a number that was kept in a map.
+        if offset > OFFSET_MAX {
+            return None;
+        }
+        // What is compared with the end must be what is read through, one register with one sum
+        // in it: so the verifier sees that it is in the packet. The compiler must not know a
+        // better way to add.
+        let mut start = self.data();
+        // SAFETY: the statement adds two numbers.
+        unsafe {
+            core::arch::asm!(
+                "{start} += {offset}",
+                start = inout(reg) start,
+                offset = in(reg) offset,
+                options(nomem, nostack, pure),
+            );
+        }
         (start + len <= self.data_end()).then_some(start)
     }
 }
 
-/// Reads a word of the packet. Packets are not aligned; the kernel allows that on machines that
-/// do, the compiler would read byte by byte.
+/// Reads and writes words of the packet. Packets are not aligned: the kernel allows that on
+/// machines that do, the compiler would go byte by byte.
 macro_rules! packet_access {
     ($load:ident, $store:ident, $word:ty, $width:literal) => {
         #[inline(always)]
@@ -114,7 +149,7 @@ impl Packet for Skb {
         let start = self.bytes(offset, N)?;
         let mut bytes = [0; N];
         let mut at = 0;
-        // SAFETY: `N` bytes are there from `start`; each read is below `at + width <= N`.
+        // SAFETY: `N` bytes are there from `start`; each read ends at `N` at the latest.
         unsafe {
             while N - at >= 8 {
                 bytes[at..at + 8].copy_from_slice(&load_u64(start + at).to_ne_bytes());
@@ -139,7 +174,7 @@ impl Packet for Skb {
     fn store<const N: usize>(&mut self, offset: usize, bytes: [u8; N]) -> Option<()> {
         let start = self.bytes(offset, N)?;
         let mut at = 0;
-        // SAFETY: `N` bytes are there from `start`; each write is below `at + width <= N`.
+        // SAFETY: `N` bytes are there from `start`; each write ends at `N` at the latest.
         unsafe {
             while N - at >= 8 {
                 store_u64(start + at, u64::from_ne_bytes(part(&bytes, at)));
@@ -162,20 +197,17 @@ impl Packet for Skb {
 
     #[inline(always)]
     fn length(&self) -> u32 {
-        // SAFETY: a field of the program's own context.
-        unsafe { (*self.skb).len }
+        field!(self.skb, len) as u32
     }
 
     #[inline(always)]
     fn ifindex(&self) -> u32 {
-        // SAFETY: a field of the program's own context.
-        unsafe { (*self.skb).ifindex }
+        field!(self.skb, ifindex) as u32
     }
 
     #[inline(always)]
     fn mark(&self) -> u32 {
-        // SAFETY: a field of the program's own context.
-        unsafe { (*self.skb).mark }
+        field!(self.skb, mark) as u32
     }
 
     #[inline(always)]

@@ -38,6 +38,7 @@ pub mod maps;
 pub mod observe;
 pub mod packet;
 pub mod wire;
+pub mod worst;
 
 pub use family::{Family, V4, V6};
 pub use hooks::{Hook, Verdict};
