@@ -177,9 +177,13 @@ impl AsFd for Netns {
 }
 
 /// Runs a closure on a thread of its own, so that its change of namespace ends with it.
-fn on_new_thread<T: Send>(run: impl FnOnce() -> T + Send) -> T {
-    thread::scope(|scope| match scope.spawn(run).join() {
-        Ok(value) => value,
-        Err(cause) => panic::resume_unwind(cause),
+fn on_new_thread<T: Send>(
+    run: impl FnOnce() -> Result<T, NetnsError> + Send,
+) -> Result<T, NetnsError> {
+    thread::scope(|scope| {
+        let thread = thread::Builder::new().spawn_scoped(scope, run).map_err(|source| {
+            NetnsError::new("start a thread for a network namespace".to_owned(), source)
+        })?;
+        thread.join().unwrap_or_else(|cause| panic::resume_unwind(cause))
     })
 }

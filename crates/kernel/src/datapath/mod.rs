@@ -112,6 +112,9 @@ pub struct ProgramStats {
 }
 
 /// The loaded programs of this node and their maps.
+///
+/// Attaching resolves devices in the network namespace of the calling thread (tcx) or of the thread
+/// that loaded (clsact): both must be the node's.
 #[derive(Debug)]
 pub struct Datapath {
     /// The tables the programs read and write.
