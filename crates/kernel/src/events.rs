@@ -80,7 +80,7 @@ pub struct Event<'a> {
     pub cpu: u32,
     /// When, on CLOCK_MONOTONIC.
     pub timestamp_ns: u64,
-    /// A struct of [`abi::event`] and the packet. A few bytes of padding may follow.
+    /// A struct of [`abi::event`] and the packet. Bytes that mean nothing may follow.
     pub payload: &'a [u8],
 }
 

@@ -402,7 +402,7 @@ impl RawMap {
     }
 
     /// Calls `each` with the bytes of each key and value. An entry that is written or deleted
-    /// meanwhile may or may not be among them.
+    /// meanwhile may be among them, more than once, or not.
     pub(crate) fn for_each(&self, mut each: impl FnMut(&[u8], &[u8])) -> io::Result<()> {
         let key_size = self.info.key_size as usize;
         let mut len = BATCH_LEN;
@@ -423,6 +423,8 @@ impl RawMap {
                 Ok(_) => false,
                 Err(error) => match error.raw_os_error() {
                     Some(libc::ENOENT) => true,
+                    // Entries were deleted under its feet: what it has found so far counts.
+                    Some(libc::EINTR) => false,
                     // A bucket holds more entries than there is room for.
                     Some(libc::ENOSPC) => {
                         len *= 2;
@@ -433,7 +435,7 @@ impl RawMap {
                     _ => return Err(error),
                 },
             };
-            started = true;
+            started |= count > 0;
             for index in 0..count.min(len) {
                 each(
                     &keys[index * key_size..][..key_size],
