@@ -17,7 +17,7 @@
 //! Architecture invariant: nothing outside of this crate knows that there are labs, apart from the
 //! command line and the tests.
 
-// pub mod apiserver;
+pub mod apiserver;
 // pub mod cluster;
 // pub mod command;
 pub mod control;

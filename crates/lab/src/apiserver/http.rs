@@ -1,0 +1,804 @@
+//! HTTP: what a request asks for, and how the answer is written.
+
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::StreamExt as _;
+use http::header::{ACCEPT, CONTENT_TYPE, HeaderValue, USER_AGENT};
+use http::{HeaderMap, Method, Request, Response, StatusCode};
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt as _, Full, Limited, StreamBody};
+use hyper::body::{Frame, Incoming};
+use serde_json::{Value, json};
+
+use super::api::{
+    Api, DeleteOptions, FieldValidation, ListOptions, Listed, Outcome, Propagation, Target,
+    WriteOptions,
+};
+use super::patch::Patch;
+use super::resource::{self, Definition};
+use super::selector::Selector;
+use super::status::ApiError;
+use super::table::{self, Include};
+use super::watch::{self, Notice, Start, Watch, WatchOptions};
+use super::{convert, openapi, patch};
+
+/// Largest request body.
+const BODY_BYTES_MAX: usize = 3 << 20;
+/// How long a watch lasts that does not say.
+const WATCH_TIMEOUT_DEFAULT: Duration = Duration::from_secs(45 * 60);
+/// What the server calls itself. The minor version is what `kubectl` compares.
+const GIT_VERSION: &str = "v1.33.0+cilium-lab";
+
+pub type Body = UnsyncBoxBody<Bytes, Infallible>;
+pub type Reply = Response<Body>;
+
+/// Who sends a request.
+#[derive(Clone, Debug)]
+pub struct User {
+    pub name: String,
+    pub groups: Vec<String>,
+}
+
+/// Streams into pods, which the nodes serve: logs, exec, attach, port forwarding.
+///
+/// The API server hands the whole request over, upgrades included.
+pub trait PodStreams: Send + Sync {
+    /// `subresource` is `log`, `exec`, `attach`, `portforward` or `proxy`; `pod` is the object.
+    fn serve(
+        &self,
+        pod: Value,
+        subresource: String,
+        request: Request<Incoming>,
+    ) -> futures::future::BoxFuture<'static, Result<Reply, ApiError>>;
+}
+
+/// What every connection shares.
+pub struct Server {
+    pub api: Arc<Api>,
+    pub streams: Option<Arc<dyn PodStreams>>,
+}
+
+/// A body that is all there.
+pub fn full(bytes: impl Into<Bytes>) -> Body {
+    Full::new(bytes.into()).boxed_unsync()
+}
+
+fn reply(code: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Reply {
+    let mut response = Response::new(full(body));
+    *response.status_mut() = code;
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    response
+}
+
+fn json_reply(code: StatusCode, value: &Value) -> Reply {
+    reply(code, "application/json", value.to_string())
+}
+
+fn error_reply(error: &ApiError) -> Reply {
+    let mut response = json_reply(error.code(), &error.to_status());
+    if error.code() == StatusCode::GATEWAY_TIMEOUT {
+        response.headers_mut().insert("retry-after", HeaderValue::from_static("1"));
+    }
+    response
+}
+
+impl Server {
+    /// Answers any request; what goes wrong becomes a `Status`.
+    pub async fn answer(self: Arc<Self>, user: Option<User>, request: Request<Incoming>) -> Reply {
+        let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+        let response = self.route(user, request).await.unwrap_or_else(|error| {
+            tracing::debug!(%method, path, code = error.code().as_u16(), %error, "request refused");
+            error_reply(&error)
+        });
+        tracing::trace!(%method, path, code = response.status().as_u16(), "request answered");
+        response
+    }
+
+    async fn route(
+        self: &Arc<Self>,
+        user: Option<User>,
+        request: Request<Incoming>,
+    ) -> Result<Reply, ApiError> {
+        let path = request.uri().path().trim_end_matches('/').to_owned();
+        if matches!(path.as_str(), "/healthz" | "/readyz" | "/livez" | "/readyz/ping" | "/livez/ping" | "/healthz/ping") {
+            return Ok(reply(StatusCode::OK, "text/plain", "ok"));
+        }
+        let user = user.ok_or_else(ApiError::unauthorized)?;
+        let segments: Vec<&str> = path.split('/').skip(1).collect();
+        match segments.as_slice() {
+            [] | [""] => Ok(json_reply(StatusCode::OK, &json!({ "paths": ["/api", "/api/v1", "/apis",
+                "/healthz", "/livez", "/openapi/v2", "/openapi/v3", "/readyz", "/version"] }))),
+            ["version"] => Ok(json_reply(StatusCode::OK, &version())),
+            ["openapi", ..] => openapi::answer(&self.api, &path, request.uri(), request.headers()),
+            ["api", rest @ ..] => self.in_group("", rest, user, request).await,
+            ["apis", rest @ ..] => self.in_groups(rest, user, request).await,
+            _ => Err(ApiError::no_such_path()),
+        }
+    }
+
+    async fn in_groups(
+        self: &Arc<Self>,
+        segments: &[&str],
+        user: User,
+        request: Request<Incoming>,
+    ) -> Result<Reply, ApiError> {
+        let catalog = self.api.catalog();
+        match segments {
+            [] if wants_aggregated(request.headers()) => Ok(aggregated(&self.api, false, request.headers())),
+            [] => Ok(json_reply(StatusCode::OK, &resource::group_list(&catalog))),
+            [group] => {
+                let found = resource::group(&catalog, group).filter(|_| !group.is_empty());
+                Ok(json_reply(StatusCode::OK, &found.ok_or_else(ApiError::no_such_path)?))
+            }
+            [group, rest @ ..] => self.in_group(group, rest, user, request).await,
+        }
+    }
+
+    /// Below `/api` or `/apis/group`.
+    async fn in_group(
+        self: &Arc<Self>,
+        group: &str,
+        segments: &[&str],
+        user: User,
+        request: Request<Incoming>,
+    ) -> Result<Reply, ApiError> {
+        let catalog = self.api.catalog();
+        match segments {
+            [] if wants_aggregated(request.headers()) => Ok(aggregated(&self.api, true, request.headers())),
+            [] => Ok(json_reply(StatusCode::OK, &json!({ "kind": "APIVersions", "versions": ["v1"],
+                "serverAddressByClientCIDRs": [] }))),
+            [version] => {
+                let list = resource::resource_list(&catalog, group, version);
+                Ok(json_reply(StatusCode::OK, &list.ok_or_else(ApiError::no_such_path)?))
+            }
+            [version, "watch", rest @ ..] => {
+                let target = self.target(group, version, rest)?;
+                self.in_resource(target, true, user, request).await
+            }
+            [version, rest @ ..] => {
+                let target = self.target(group, version, rest)?;
+                self.in_resource(target, false, user, request).await
+            }
+        }
+    }
+
+    fn target(&self, group: &str, version: &str, segments: &[&str]) -> Result<Target, ApiError> {
+        let catalog = self.api.catalog();
+        let find = |plural: &str| {
+            catalog.find(group, version, plural).cloned().ok_or_else(ApiError::no_such_path)
+        };
+        let (namespace, plural, rest) = match segments {
+            // A namespace itself: /api/v1/namespaces/NAME[/status|/finalize].
+            ["namespaces"] => ("", "namespaces", &segments[1..]),
+            ["namespaces", _] => ("", "namespaces", &segments[1..]),
+            ["namespaces", _, "status" | "finalize"] => ("", "namespaces", &segments[1..]),
+            ["namespaces", namespace, plural, rest @ ..] => (*namespace, *plural, rest),
+            [plural, rest @ ..] => ("", *plural, rest),
+            [] => return Err(ApiError::no_such_path()),
+        };
+        let resource = find(plural)?;
+        if !namespace.is_empty() && !resource.namespaced {
+            return Err(ApiError::no_such_path());
+        }
+        let name = rest.first().copied().unwrap_or_default();
+        if resource.namespaced && namespace.is_empty() && !name.is_empty() {
+            return Err(ApiError::no_such_path());
+        }
+        let subresource = rest.get(1..).unwrap_or_default().join("/");
+        Ok(Target { resource, namespace: namespace.into(), name: decode(name), subresource })
+    }
+
+    async fn in_resource(
+        self: &Arc<Self>,
+        target: Target,
+        watch: bool,
+        user: User,
+        request: Request<Incoming>,
+    ) -> Result<Reply, ApiError> {
+        let query = Query::parse(request.uri().query().unwrap_or_default());
+        self.check_subresource(&target)?;
+        if self.is_stream(&target) {
+            return self.stream(&target, request).await;
+        }
+        let reviews = ["authentication.k8s.io", "authorization.k8s.io"];
+        if reviews.contains(&&*target.resource.group) {
+            let body = body(request).await?;
+            return review(&target, &user, &body);
+        }
+        let headers = request.headers().clone();
+        let format = Format::parse(&headers)?;
+        match (request.method().clone(), target.name.is_empty()) {
+            (Method::GET, true) if watch || query.flag("watch") => self.watch(target, &query, format),
+            (Method::GET, true) => self.list(&target, &query, format),
+            (Method::GET, false) if watch || query.flag("watch") => {
+                let mut target = target;
+                let name = std::mem::take(&mut target.name);
+                let selector = format!("metadata.name={name}");
+                self.watch(target, &query.with("fieldSelector", &selector), format)
+            }
+            (Method::GET, false) => {
+                let object = self.api.get(&target)?;
+                self.one(&target, StatusCode::OK, &object, format, &query, &[])
+            }
+            (Method::POST, _) => self.post(&target, &query, &headers, format, body(request).await?),
+            (Method::PUT, false) => {
+                let options = write_options(&query, &headers)?;
+                let value = parse_body(&headers, &body(request).await?)?;
+                let outcome = self.api.update(&target, value, &options)?;
+                self.written(&target, &outcome, format, &query)
+            }
+            (Method::PATCH, false) => {
+                let content_type = header(&headers, CONTENT_TYPE.as_str());
+                let patch = Patch::parse(content_type, &body(request).await?)?;
+                let options = write_options(&query, &headers)?;
+                if matches!(patch, Patch::Apply(_)) && query.text("fieldManager").is_empty() {
+                    return Err(ApiError::bad_request("PatchOptions.meta.k8s.io \"\" is invalid: fieldManager: Required value: is required for apply patch"));
+                }
+                let outcome = self.api.patch(&target, &patch, &options)?;
+                self.written(&target, &outcome, format, &query)
+            }
+            (Method::DELETE, false) => {
+                let options = delete_options(&query, &body(request).await?)?;
+                let outcome = self.api.delete(&target, &options)?;
+                self.deleted(&target, &outcome)
+            }
+            (Method::DELETE, true) => {
+                if !target.resource.verbs().contains(&"deletecollection") {
+                    return Err(ApiError::method_not_allowed());
+                }
+                let options = delete_options(&query, &body(request).await?)?;
+                let listed =
+                    self.api.delete_collection(&target, &list_options(&target, &query)?, &options)?;
+                Ok(reply(StatusCode::OK, "application/json", list_json(&target, &listed)))
+            }
+            _ => Err(ApiError::method_not_allowed()),
+        }
+    }
+
+    fn check_subresource(&self, target: &Target) -> Result<(), ApiError> {
+        let known = match target.subresource.as_str() {
+            "" => true,
+            "status" => target.resource.has_status,
+            other => {
+                let name = other.split('/').next().unwrap_or_default();
+                target.resource.subresources().iter().any(|(one, _, _)| *one == name)
+                    || (name == "proxy" && target.resource.is("", "pods"))
+            }
+        };
+        if known { Ok(()) } else { Err(ApiError::no_such_path()) }
+    }
+
+    fn is_stream(&self, target: &Target) -> bool {
+        let name = target.subresource.split('/').next().unwrap_or_default();
+        ["log", "exec", "attach", "portforward", "proxy"].contains(&name)
+    }
+
+    async fn stream(&self, target: &Target, request: Request<Incoming>) -> Result<Reply, ApiError> {
+        let pod = self.api.get(target)?.value();
+        match &self.streams {
+            Some(streams) => streams.serve(pod, target.subresource.clone(), request).await,
+            None => {
+                let what = &target.subresource;
+                Err(ApiError::not_implemented(format!("pods/{what} is not served by this API server: it runs without nodes")))
+            }
+        }
+    }
+
+    fn post(
+        &self,
+        target: &Target,
+        query: &Query,
+        headers: &HeaderMap,
+        format: Format,
+        body: Bytes,
+    ) -> Result<Reply, ApiError> {
+        let options = write_options(query, headers)?;
+        let value = parse_body(headers, &body)?;
+        if target.subresource == "binding" || *target.resource.id == *"bindings" {
+            let mut pod = self.api.target("pods", &target.namespace, &target.name)?;
+            if pod.name.is_empty() {
+                pod.name = value["metadata"]["name"].as_str().unwrap_or_default().to_owned();
+            }
+            self.api.bind(&pod, &value, &options)?;
+            return Ok(json_reply(StatusCode::CREATED, &json!({ "kind": "Status", "apiVersion": "v1",
+                "metadata": {}, "status": "Success", "code": 201 })));
+        }
+        if !target.name.is_empty() {
+            return Err(ApiError::method_not_allowed());
+        }
+        let outcome = self.api.create(target, value, &options)?;
+        self.written(target, &outcome, format, query)
+    }
+
+    fn list(&self, target: &Target, query: &Query, format: Format) -> Result<Reply, ApiError> {
+        let options = list_options(target, query)?;
+        check_list_version(query, self.api.store.resource_version())?;
+        let listed = self.api.list(target, &options)?;
+        let body: Bytes = match format.shape {
+            Shape::Plain => list_json(target, &listed),
+            Shape::Table => {
+                let include = include(query)?;
+                let objects = values(target, &listed);
+                let table =
+                    table::table(&target.resource, &objects, list_metadata(&listed), include, true);
+                table.to_string().into()
+            }
+            Shape::Partial => {
+                let items: Vec<Value> = values(target, &listed).iter().map(table::partial).collect();
+                json!({ "kind": "PartialObjectMetadataList", "apiVersion": "meta.k8s.io/v1",
+                    "metadata": list_metadata(&listed), "items": items })
+                .to_string()
+                .into()
+            }
+        };
+        Ok(with_warnings(reply(StatusCode::OK, "application/json", body), target, &[]))
+    }
+
+    fn one(
+        &self,
+        target: &Target,
+        code: StatusCode,
+        object: &super::object::Object,
+        format: Format,
+        query: &Query,
+        warnings: &[String],
+    ) -> Result<Reply, ApiError> {
+        let json = convert::render(&target.resource, object);
+        let parse = || serde_json::from_slice::<Value>(&json).unwrap_or_default();
+        let body = match format.shape {
+            Shape::Plain => json,
+            Shape::Table => {
+                let value = parse();
+                let metadata = json!({ "resourceVersion": value["metadata"]["resourceVersion"] });
+                let table = table::table(&target.resource, &[value], metadata, include(query)?, true);
+                table.to_string().into()
+            }
+            Shape::Partial => table::partial(&parse()).to_string().into(),
+        };
+        Ok(with_warnings(reply(code, "application/json", body), target, warnings))
+    }
+
+    fn written(
+        &self,
+        target: &Target,
+        outcome: &Outcome,
+        format: Format,
+        query: &Query,
+    ) -> Result<Reply, ApiError> {
+        let code = if outcome.created { StatusCode::CREATED } else { StatusCode::OK };
+        self.one(target, code, &outcome.object, format, query, &outcome.warnings)
+    }
+
+    fn deleted(&self, target: &Target, outcome: &Outcome) -> Result<Reply, ApiError> {
+        if !outcome.deleted {
+            let json = convert::render(&target.resource, &outcome.object);
+            return Ok(reply(StatusCode::OK, "application/json", json));
+        }
+        let mut details = json!({ "name": target.name, "kind": target.resource.plural, "uid": outcome.object.uid });
+        if !target.resource.group.is_empty() {
+            details["group"] = json!(target.resource.group);
+        }
+        Ok(json_reply(StatusCode::OK, &json!({ "kind": "Status", "apiVersion": "v1", "metadata": {},
+            "status": "Success", "details": details })))
+    }
+
+    fn watch(&self, target: Target, query: &Query, format: Format) -> Result<Reply, ApiError> {
+        let options = watch_options(&target, query)?;
+        let include = include(query)?;
+        let watch = Watch::open(&self.api, target.clone(), options);
+        let (api, mut first) = (self.api.clone(), true);
+        let stream = futures::stream::unfold((watch, api, target), |(mut watch, api, target)| async {
+            let notices = watch.next(&api).await?;
+            Some(((notices, target.clone()), (watch, api, target)))
+        });
+        let frames = stream.map(move |(notices, target)| {
+            let mut bytes = Vec::new();
+            for notice in notices {
+                write_notice(&target, &notice, format, include, &mut first, &mut bytes);
+            }
+            Ok::<_, Infallible>(Frame::data(Bytes::from(bytes)))
+        });
+        let mut response = Response::new(StreamBody::new(frames).boxed_unsync());
+        let content_type = HeaderValue::from_static("application/json");
+        response.headers_mut().insert(CONTENT_TYPE, content_type);
+        Ok(response)
+    }
+}
+
+fn write_notice(
+    target: &Target,
+    notice: &Notice,
+    format: Format,
+    include: Include,
+    first: &mut bool,
+    into: &mut Vec<u8>,
+) {
+    let resource = &target.resource;
+    match notice {
+        Notice::Object(change, object) => {
+            let json = convert::render(resource, object);
+            let json = match format.shape {
+                Shape::Plain => json,
+                Shape::Table => {
+                    let value: Value = serde_json::from_slice(&json).unwrap_or_default();
+                    let metadata = json!({ "resourceVersion": value["metadata"]["resourceVersion"] });
+                    let headers = std::mem::take(first);
+                    table::table(resource, &[value], metadata, include, headers).to_string().into()
+                }
+                Shape::Partial => {
+                    let value = serde_json::from_slice(&json).unwrap_or_default();
+                    table::partial(&value).to_string().into()
+                }
+            };
+            watch::line(*change, &json, into);
+        }
+        Notice::Bookmark(version, initial_end) => {
+            let (api_version, kind) = match format.shape {
+                Shape::Plain => (resource.api_version(), &*resource.kind),
+                Shape::Table => ("meta.k8s.io/v1".to_owned(), "Table"),
+                Shape::Partial => ("meta.k8s.io/v1".to_owned(), "PartialObjectMetadata"),
+            };
+            let mut object = watch::bookmark(&api_version, kind, *version, *initial_end);
+            if format.shape == Shape::Table {
+                let row = json!({ "cells": [], "object": watch::bookmark(&resource.api_version(), &resource.kind, *version, *initial_end) });
+                object["columnDefinitions"] = json!([]);
+                object["rows"] = json!([row]);
+            }
+            watch::special_line("BOOKMARK", &object, into);
+        }
+        Notice::Error(error) => watch::special_line("ERROR", &error.to_status(), into),
+    }
+}
+
+fn version() -> Value {
+    json!({ "major": "1", "minor": "33", "gitVersion": GIT_VERSION, "gitCommit": "", "gitTreeState": "clean",
+        "buildDate": "1970-01-01T00:00:00Z", "goVersion": "none", "compiler": "rustc",
+        "platform": "linux/amd64" })
+}
+
+/// Reviews are questions about the asker; nothing is stored.
+fn review(target: &Target, user: &User, body: &[u8]) -> Result<Reply, ApiError> {
+    let mut value = patch::yaml(body)?;
+    let who = json!({ "username": user.name, "groups": user.groups });
+    value["status"] = match &*target.resource.plural {
+        "selfsubjectreviews" => json!({ "userInfo": who }),
+        "selfsubjectaccessreviews" => {
+            json!({ "allowed": true, "reason": "every authenticated user may do everything in the lab" })
+        }
+        _ => return Err(ApiError::not_implemented("token reviews are not served by the lab's API server")),
+    };
+    value["apiVersion"] = json!(target.resource.api_version());
+    value["kind"] = json!(target.resource.kind);
+    value["metadata"]["creationTimestamp"] = Value::Null;
+    Ok(json_reply(StatusCode::CREATED, &value))
+}
+
+fn wants_aggregated(headers: &HeaderMap) -> bool {
+    header(headers, ACCEPT.as_str()).contains("as=APIGroupDiscoveryList")
+}
+
+fn aggregated(api: &Api, core: bool, headers: &HeaderMap) -> Reply {
+    let mut list = resource::aggregated(&api.catalog(), core);
+    let accept = header(headers, ACCEPT.as_str());
+    // Clients older than 1.30 know the beta version only; the two are alike.
+    let version = if accept.contains("v=v2;") || accept.contains("v=v2,") || accept.ends_with("v=v2") { "v2" } else { "v2beta1" };
+    list["apiVersion"] = json!(format!("apidiscovery.k8s.io/{version}"));
+    let content_type = match version {
+        "v2" => "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList",
+        _ => "application/json;g=apidiscovery.k8s.io;v=v2beta1;as=APIGroupDiscoveryList",
+    };
+    reply(StatusCode::OK, content_type, list.to_string())
+}
+
+/// How objects are to be written.
+#[derive(Clone, Copy, Debug)]
+struct Format {
+    shape: Shape,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Shape {
+    Plain,
+    Table,
+    /// The metadata alone.
+    Partial,
+}
+
+impl Format {
+    /// The first of the accepted types that we can produce.
+    fn parse(headers: &HeaderMap) -> Result<Self, ApiError> {
+        let accept = header(headers, ACCEPT.as_str());
+        if accept.trim().is_empty() {
+            return Ok(Self { shape: Shape::Plain });
+        }
+        for one in accept.split(',') {
+            let mut parts = one.split(';').map(str::trim);
+            let media = parts.next().unwrap_or_default();
+            if !matches!(media, "application/json" | "*/*" | "application/*") {
+                continue;
+            }
+            let parameters: Vec<&str> = parts.collect();
+            let shape = match parameters.iter().find_map(|part| part.strip_prefix("as=")) {
+                None => Shape::Plain,
+                Some("Table") if parameters.contains(&"v=v1") => Shape::Table,
+                Some("PartialObjectMetadata" | "PartialObjectMetadataList") => Shape::Partial,
+                Some(_) => continue,
+            };
+            return Ok(Self { shape });
+        }
+        Err(ApiError::not_acceptable("application/json"))
+    }
+}
+
+/// The query string, decoded.
+#[derive(Clone, Debug, Default)]
+struct Query(BTreeMap<String, String>);
+
+impl Query {
+    fn parse(text: &str) -> Self {
+        let pairs = text.split('&').filter(|pair| !pair.is_empty()).map(|pair| {
+            let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+            (decode(&name.replace('+', " ")), decode(&value.replace('+', " ")))
+        });
+        Self(pairs.collect())
+    }
+
+    fn text(&self, name: &str) -> &str {
+        self.0.get(name).map(String::as_str).unwrap_or_default()
+    }
+
+    fn flag(&self, name: &str) -> bool {
+        self.0.get(name).is_some_and(|value| !matches!(value.as_str(), "0" | "false"))
+    }
+
+    fn with(&self, name: &str, value: &str) -> Self {
+        let mut query = self.clone();
+        query.0.insert(name.to_owned(), value.to_owned());
+        query
+    }
+}
+
+/// Undoes percent-encoding.
+fn decode(text: &str) -> String {
+    let bytes = text.as_bytes();
+    let mut out = Vec::with_capacity(bytes.len());
+    let mut at = 0;
+    while at < bytes.len() {
+        let hex = |byte: u8| char::from(byte).to_digit(16);
+        let escaped = match bytes[at..] {
+            [b'%', high, low, ..] => hex(high).zip(hex(low)),
+            _ => None,
+        };
+        match escaped {
+            Some((high, low)) => {
+                out.push((high * 16 + low) as u8);
+                at += 3;
+            }
+            None => {
+                out.push(bytes[at]);
+                at += 1;
+            }
+        }
+    }
+    String::from_utf8_lossy(&out).into_owned()
+}
+
+fn header<'a>(headers: &'a HeaderMap, name: &str) -> &'a str {
+    headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default()
+}
+
+async fn body(request: Request<Incoming>) -> Result<Bytes, ApiError> {
+    let collected = Limited::new(request.into_body(), BODY_BYTES_MAX).collect().await;
+    match collected {
+        Ok(body) => Ok(body.to_bytes()),
+        Err(error) if error.is::<http_body_util::LengthLimitError>() => {
+            Err(ApiError::too_large(BODY_BYTES_MAX))
+        }
+        Err(error) => Err(ApiError::bad_request(format!("the body of the request broke off: {error}"))),
+    }
+}
+
+fn parse_body(headers: &HeaderMap, body: &[u8]) -> Result<Value, ApiError> {
+    let content_type = header(headers, CONTENT_TYPE.as_str());
+    match content_type.split(';').next().unwrap_or_default().trim() {
+        "" | "application/json" => serde_json::from_slice(body).map_err(|error| {
+            ApiError::bad_request(format!("the object provided is unrecognized: {error}"))
+        }),
+        "application/yaml" => patch::yaml(body),
+        other => Err(ApiError::unsupported_media_type(other, "application/json, application/yaml")),
+    }
+}
+
+fn is_dry_run(values: &str) -> Result<bool, ApiError> {
+    match values {
+        "" => Ok(false),
+        "All" => Ok(true),
+        other => Err(ApiError::bad_request(format!("invalid dry-run value: {other}; supported values: \"All\""))),
+    }
+}
+
+fn write_options(query: &Query, headers: &HeaderMap) -> Result<WriteOptions, ApiError> {
+    let manager = match query.text("fieldManager") {
+        "" => {
+            let agent = header(headers, USER_AGENT.as_str());
+            agent.split('/').next().filter(|name| !name.is_empty()).unwrap_or("unknown")
+        }
+        named => named,
+    };
+    if manager.len() > 128 {
+        return Err(ApiError::bad_request("fieldManager: Too long: may not be more than 128 bytes"));
+    }
+    let validation = match query.text("fieldValidation") {
+        "" | "Warn" => FieldValidation::Warn,
+        "Strict" => FieldValidation::Strict,
+        "Ignore" => FieldValidation::Ignore,
+        other => {
+            let message = format!("fieldValidation: Unsupported value: \"{other}\": supported values: \"Ignore\", \"Strict\", \"Warn\"");
+            return Err(ApiError::bad_request(message));
+        }
+    };
+    Ok(WriteOptions {
+        dry_run: is_dry_run(query.text("dryRun"))?,
+        manager: manager.to_owned(),
+        validation,
+        force: query.flag("force"),
+    })
+}
+
+fn delete_options(query: &Query, body: &[u8]) -> Result<DeleteOptions, ApiError> {
+    let value = if body.is_empty() { Value::Null } else { patch::yaml(body)? };
+    let text = |value: &Value| value.as_str().map(str::to_owned);
+    let grace = value["gracePeriodSeconds"].as_i64().or(query.text("gracePeriodSeconds").parse().ok());
+    if grace.is_some_and(|seconds| seconds < 0) {
+        return Err(ApiError::bad_request("gracePeriodSeconds: must be greater than or equal to 0"));
+    }
+    let policy = value["propagationPolicy"].as_str().unwrap_or(query.text("propagationPolicy"));
+    let orphan = value["orphanDependents"] == true || query.text("orphanDependents") == "true";
+    let propagation = match policy {
+        "" if orphan => Propagation::Orphan,
+        "" | "Background" => Propagation::Background,
+        "Foreground" => Propagation::Foreground,
+        "Orphan" => Propagation::Orphan,
+        other => {
+            let message = format!("propagationPolicy: Unsupported value: \"{other}\": supported values: \"Background\", \"Foreground\", \"Orphan\"");
+            return Err(ApiError::bad_request(message));
+        }
+    };
+    let dry_run = value["dryRun"].as_array().and_then(|list| list.first()).and_then(Value::as_str);
+    Ok(DeleteOptions {
+        grace_period_seconds: grace,
+        uid: text(&value["preconditions"]["uid"]),
+        resource_version: text(&value["preconditions"]["resourceVersion"]),
+        propagation,
+        dry_run: is_dry_run(dry_run.unwrap_or(query.text("dryRun")))?,
+    })
+}
+
+fn selector(target: &Target, query: &Query) -> Result<Selector, ApiError> {
+    let (labels, fields) = (query.text("labelSelector"), query.text("fieldSelector"));
+    if *target.resource.group == *"events.k8s.io" {
+        let fields = fields.replace("regarding.", "involvedObject.").replace("reportingController", "reportingComponent");
+        return Selector::parse(labels, &fields, target.resource.indexed);
+    }
+    Selector::parse(labels, fields, target.resource.indexed)
+}
+
+fn number(query: &Query, name: &str) -> Result<Option<u64>, ApiError> {
+    match query.text(name) {
+        "" => Ok(None),
+        text => text.parse().map(Some).map_err(|_| {
+            ApiError::bad_request(format!("invalid value for {name}: \"{text}\" is not a number"))
+        }),
+    }
+}
+
+fn list_options(target: &Target, query: &Query) -> Result<ListOptions, ApiError> {
+    Ok(ListOptions {
+        selector: selector(target, query)?,
+        limit: number(query, "limit")?.and_then(|limit| usize::try_from(limit).ok()).unwrap_or(0),
+        continue_token: query.text("continue").to_owned(),
+    })
+}
+
+/// A list is always of the present; that satisfies all but exact versions of the past.
+fn check_list_version(query: &Query, current: u64) -> Result<(), ApiError> {
+    let Some(asked) = number(query, "resourceVersion")? else { return Ok(()) };
+    if asked > current {
+        return Err(ApiError::too_large_resource_version(asked, current));
+    }
+    if query.text("resourceVersionMatch") == "Exact" && asked != current {
+        return Err(ApiError::expired(format!("The resourceVersion for the provided list is too old: {asked}")));
+    }
+    Ok(())
+}
+
+fn watch_options(target: &Target, query: &Query) -> Result<WatchOptions, ApiError> {
+    let version = number(query, "resourceVersion")?;
+    let start = match version {
+        _ if query.flag("sendInitialEvents") => {
+            if query.text("resourceVersionMatch") != "NotOlderThan" {
+                return Err(ApiError::bad_request("resourceVersionMatch: Invalid value: must be NotOlderThan when sendInitialEvents is set"));
+            }
+            Start::StreamingList
+        }
+        None | Some(0) => Start::Now,
+        Some(version) => Start::After(version),
+    };
+    let timeout = number(query, "timeoutSeconds")?.filter(|seconds| *seconds > 0);
+    Ok(WatchOptions {
+        selector: selector(target, query)?,
+        start,
+        bookmarks: query.flag("allowWatchBookmarks"),
+        timeout: Some(timeout.map_or(WATCH_TIMEOUT_DEFAULT, Duration::from_secs)),
+    })
+}
+
+fn include(query: &Query) -> Result<Include, ApiError> {
+    match query.text("includeObject") {
+        "" | "Metadata" => Ok(Include::Metadata),
+        "Object" => Ok(Include::Object),
+        "None" => Ok(Include::None),
+        other => Err(ApiError::bad_request(format!("unrecognized includeObject value: \"{other}\""))),
+    }
+}
+
+fn values(target: &Target, listed: &Listed) -> Vec<Value> {
+    let parse = |item: &Arc<super::object::Object>| {
+        let mut value = item.value();
+        convert::from_storage(&target.resource, &mut value);
+        value
+    };
+    listed.items.iter().map(parse).collect()
+}
+
+fn list_metadata(listed: &Listed) -> Value {
+    let mut metadata = json!({ "resourceVersion": listed.resource_version.to_string() });
+    if let Some(token) = &listed.continue_token {
+        metadata["continue"] = json!(token);
+    }
+    if let Some(remaining) = listed.remaining {
+        metadata["remainingItemCount"] = json!(remaining);
+    }
+    metadata
+}
+
+/// The list, put together from what is serialised already.
+fn list_json(target: &Target, listed: &Listed) -> Bytes {
+    let resource = &target.resource;
+    let items: Vec<Bytes> = listed.items.iter().map(|item| convert::render(resource, item)).collect();
+    let len: usize = items.iter().map(|item| item.len() + 1).sum();
+    let mut body = Vec::with_capacity(len + 256);
+    let head = format!(
+        "{{\"kind\":{},\"apiVersion\":{},\"metadata\":{},\"items\":[",
+        json!(resource.list_kind),
+        json!(resource.api_version()),
+        list_metadata(listed)
+    );
+    body.extend_from_slice(head.as_bytes());
+    for (index, item) in items.iter().enumerate() {
+        if index > 0 {
+            body.push(b',');
+        }
+        body.extend_from_slice(item);
+    }
+    body.extend_from_slice(b"]}\n");
+    body.into()
+}
+
+fn with_warnings(mut response: Reply, target: &Target, warnings: &[String]) -> Reply {
+    let deprecation = match &target.resource.definition {
+        Definition::Custom { deprecation, .. } => deprecation.as_deref(),
+        Definition::BuiltIn => None,
+    };
+    for warning in warnings.iter().map(String::as_str).chain(deprecation) {
+        let quoted = warning.replace('\\', "\\\\").replace('"', "\\\"");
+        if let Ok(value) = HeaderValue::from_str(&format!("299 - \"{quoted}\"")) {
+            response.headers_mut().append("warning", value);
+        }
+    }
+    response
+}
