@@ -67,7 +67,8 @@ pub fn full(bytes: impl Into<Bytes>) -> Body {
     Full::new(bytes.into()).boxed_unsync()
 }
 
-fn reply(code: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Reply {
+/// An answer that is all there.
+pub fn reply(code: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Reply {
     let mut response = Response::new(full(body));
     *response.status_mut() = code;
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
@@ -113,7 +114,7 @@ impl Server {
             [] | [""] => Ok(json_reply(StatusCode::OK, &json!({ "paths": ["/api", "/api/v1", "/apis",
                 "/healthz", "/livez", "/openapi/v2", "/openapi/v3", "/readyz", "/version"] }))),
             ["version"] => Ok(json_reply(StatusCode::OK, &version())),
-            ["openapi", ..] => openapi::answer(&self.api, &path, request.uri(), request.headers()),
+            ["openapi", ..] => openapi::answer(&self.api, &path, request.headers()),
             ["api", rest @ ..] => self.in_group("", rest, user, request).await,
             ["apis", rest @ ..] => self.in_groups(rest, user, request).await,
             _ => Err(ApiError::no_such_path()),

@@ -27,6 +27,7 @@ mod ownership;
 mod patch;
 mod persistence;
 mod pod;
+mod proto;
 mod resource;
 mod schema;
 mod selector;
