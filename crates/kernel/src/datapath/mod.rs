@@ -175,6 +175,11 @@ impl Datapath {
         self.programs.iter().map(|program| program.stats.clone()).collect()
     }
 
+    /// Whether the node's devices have tcx links; otherwise they have clsact filters.
+    pub const fn uses_tcx(&self) -> bool {
+        self.tcx
+    }
+
     /// The number of this load; the programs are pinned under it.
     pub const fn generation(&self) -> u64 {
         self.generation
@@ -237,7 +242,7 @@ fn load_programs(
 ) -> Result<Vec<LoadedProgram>, LoadError> {
     let pins: Vec<_> = maps::pins(options.bpffs).collect();
     let mut loader = EbpfLoader::new();
-    // The programs use no kernel types, so the kernel's own type information need not be read.
+    // The programs use no types of the kernel, so nothing is relocated against them.
     loader.btf(None).override_global("CONFIG", options.config.as_bytes(), true);
     for (name, path) in &pins {
         loader.map_pin_path(name, path.as_path());
