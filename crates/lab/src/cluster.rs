@@ -3,10 +3,10 @@
 //! Kubelets and schedulers talk to the API server over the network; the lab's runner and scheduler
 //! live in the same process and call the same functions that requests end in.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 
-use anyhow::{Result, anyhow};
+use anyhow::{Context as _, Result, anyhow};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
@@ -15,21 +15,22 @@ use serde_json::{Value, json};
 use tracing::warn;
 
 use crate::apiserver::{
-    Api, ApiError, Change, Cursor, DeleteOptions, Key, Object, Patch, WriteOptions, now,
+    Api, ApiError, Cursor, DeleteOptions, Event, Key, Object, Patch, WriteOptions, now,
 };
 
 /// Resources by the names of their stores.
 pub const PODS: &str = "pods";
 pub const NODES: &str = "nodes";
 pub const EVENTS: &str = "events";
-pub const NAMESPACES: &str = "namespaces";
 pub const CONFIG_MAPS: &str = "configmaps";
 pub const LEASES: &str = "leases.coordination.k8s.io";
 pub const CILIUM_NODES: &str = "ciliumnodes.cilium.io";
 
 /// The namespace of the system's own objects.
 pub const KUBE_SYSTEM: &str = "kube-system";
-/// Most events a watch takes at once.
+/// How writes of the lab are marked.
+const MANAGER: &str = "cilium-lab";
+/// Most events that a watch takes at once.
 const BATCH: usize = 512;
 
 /// The objects of a lab.
@@ -45,38 +46,23 @@ impl Cluster {
     }
 
     /// An object, if it is there.
-    pub fn find<T: DeserializeOwned>(
-        &self,
-        resource: &str,
-        namespace: &str,
-        name: &str,
-    ) -> Result<Option<T>> {
-        let Some(object) = self.api.store.get(resource, &Key::new(namespace, name)) else {
-            return Ok(None);
-        };
-        Ok(Some(serde_json::from_slice(&object.json)?))
+    pub fn find(&self, resource: &str, namespace: &str, name: &str) -> Option<Value> {
+        self.api.store.get(resource, &Key::new(namespace, name)).map(|object| object.value())
     }
 
-    /// All objects of a resource; those that do not parse are left out with a warning.
-    pub fn list<T: DeserializeOwned>(&self, resource: &str) -> Vec<T> {
-        let (_, objects) = self.api.store.list(&resource.into());
-        objects.values().filter_map(|object| parse(object)).collect()
+    /// Creates an object where its metadata says.
+    pub fn create(&self, resource: &str, object: Value) -> Result<()> {
+        let namespace = object["metadata"]["namespace"].as_str().unwrap_or_default().to_owned();
+        let target = self.api.target(resource, &namespace, "").map_err(said)?;
+        self.api.create(&target, object, &WriteOptions::by(MANAGER)).map(drop).map_err(said)
     }
 
-    /// Creates an object.
-    pub fn create(&self, resource: &str, namespace: &str, value: Value) -> Result<()> {
-        let target = self.api.target(resource, namespace, "").map_err(said)?;
-        self.api.create(&target, value, &WriteOptions::by("cilium-lab")).map_err(said)?;
-        Ok(())
-    }
-
-    /// Creates an object, or merges `value` into the one that is there.
-    pub fn apply(&self, resource: &str, namespace: &str, value: &Value) -> Result<()> {
-        let name = value["metadata"]["name"].as_str().unwrap_or_default();
-        if self.api.store.get(resource, &Key::new(namespace, name)).is_some() {
-            return self.merge(resource, namespace, name, "", value);
-        }
-        self.create(resource, namespace, value.clone())
+    /// Creates an object or takes over the one that is there, as `kubectl apply --server-side`.
+    pub fn apply(&self, resource: &str, object: Value) -> Result<()> {
+        let text = |field: &str| object["metadata"][field].as_str().unwrap_or_default();
+        let target = self.api.target(resource, text("namespace"), text("name")).map_err(said)?;
+        let options = WriteOptions { force: true, ..WriteOptions::by(MANAGER) };
+        self.api.patch(&target, &Patch::Apply(object), &options).map(drop).map_err(said)
     }
 
     /// Merges `patch` into an object or a subresource of it (RFC 7386).
@@ -86,22 +72,33 @@ impl Cluster {
         namespace: &str,
         name: &str,
         subresource: &str,
-        patch: &Value,
+        patch: Value,
     ) -> Result<()> {
         let mut target = self.api.target(resource, namespace, name).map_err(said)?;
         subresource.clone_into(&mut target.subresource);
-        let patch = Patch::Merge(patch.clone());
-        self.api.patch(&target, &patch, &WriteOptions::by("cilium-lab")).map_err(said)?;
-        Ok(())
+        self.api.patch(&target, &Patch::Merge(patch), &WriteOptions::by(MANAGER)).map(drop).map_err(said)
     }
 
-    /// Changes a status by a strategic merge: lists keep the entries of others.
-    pub fn merge_status(&self, resource: &str, name: &str, patch: &Value) -> Result<()> {
+    /// Sets fields of a cluster-wide object's status. Conditions of other types stay.
+    pub fn write_status(&self, resource: &str, name: &str, status: &Value) -> Result<()> {
         let mut target = self.api.target(resource, "", name).map_err(said)?;
-        "status".clone_into(&mut target.subresource);
-        let patch = Patch::Strategic(patch.clone());
-        self.api.patch(&target, &patch, &WriteOptions::by("cilium-lab")).map_err(said)?;
-        Ok(())
+        loop {
+            target.subresource.clear();
+            let mut object = self.api.get(&target).map_err(said)?.value();
+            let types: Vec<Value> = conditions(status).map(|c| c["type"].clone()).collect();
+            let others = conditions(&object["status"]).filter(|c| !types.contains(&c["type"]));
+            let all: Vec<Value> = others.chain(conditions(status)).cloned().collect();
+            for (key, value) in status.as_object().into_iter().flatten() {
+                object["status"][key] = value.clone();
+            }
+            object["status"]["conditions"] = json!(all);
+            "status".clone_into(&mut target.subresource);
+            match self.api.update(&target, object, &WriteOptions::by(MANAGER)) {
+                // Somebody else was faster: their change is to be kept.
+                Err(error) if error.is_conflict() => {}
+                result => return result.map(drop).map_err(said),
+            }
+        }
     }
 
     /// Writes a pod's status; a pod that has been replaced by another of its name is left alone.
@@ -113,7 +110,7 @@ impl Cluster {
         status: &PodStatus,
     ) -> Result<()> {
         let patch = json!({"metadata": {"uid": uid}, "status": status});
-        match self.merge(PODS, namespace, name, "status", &patch) {
+        match self.merge(PODS, namespace, name, "status", patch) {
             Err(error) if self.is_pod(namespace, name, uid) => Err(error),
             _ => Ok(()),
         }
@@ -145,10 +142,7 @@ impl Cluster {
             namespace = meta["namespace"].as_str().unwrap_or("default").to_owned();
             meta["namespace"] = json!(namespace);
         }
-        let target = self.api.target(&resource.id, &namespace, &name).map_err(said)?;
-        let mut options = WriteOptions::by("cilium-lab");
-        options.force = true;
-        self.api.patch(&target, &Patch::Apply(object), &options).map_err(said)?;
+        self.apply(&resource.id, object).with_context(|| format!("apply {kind} {name}"))?;
         Ok(Applied { kind, namespace, name })
     }
 
@@ -173,7 +167,7 @@ impl Cluster {
     /// The text values of a ConfigMap or a Secret.
     pub fn text_data(&self, kind: &str, namespace: &str, name: &str) -> Option<BTreeMap<String, String>> {
         let resource = if kind == "secret" { "secrets" } else { CONFIG_MAPS };
-        let object = self.find::<Value>(resource, namespace, name).ok()??;
+        let object = self.find(resource, namespace, name)?;
         let data = object["data"].as_object().cloned().unwrap_or_default();
         let text = |value: &Value| {
             let text = value.as_str()?;
@@ -204,19 +198,30 @@ impl Cluster {
             "source": {"component": "cilium-lab", "host": source},
             "reportingComponent": "cilium-lab", "reportingInstance": source,
         });
-        if let Err(error) = self.create(EVENTS, namespace, event) {
+        if let Err(error) = self.create(EVENTS, event) {
             // The pod's namespace may be about to go, with everything in it.
             tracing::debug!(pod = name, "event {reason}: {error:#}");
         }
     }
 
-    /// All objects of a resource now and every change from then on.
+    /// All objects of a resource now and every change from then on. A custom resource need not be
+    /// defined yet.
     pub fn watch(&self, resource: &str) -> Watch {
-        let (version, objects) = self.api.store.list(&resource.into());
-        let cursor = self.api.store.watch(&resource.into(), version);
-        let first = objects.values().map(|object| (Change::Added, object.clone())).collect();
-        Watch { api: self.api.clone(), resource: resource.to_owned(), cursor, next: first, known: HashMap::new() }
+        let mut watch = Watch {
+            api: self.api.clone(),
+            resource: resource.into(),
+            cursor: self.api.store.watch(&resource.into(), 0),
+            next: VecDeque::new(),
+            known: HashMap::new(),
+        };
+        watch.list();
+        watch
     }
+}
+
+/// The conditions in a status.
+fn conditions(status: &Value) -> impl Iterator<Item = &Value> {
+    status["conditions"].as_array().into_iter().flatten()
 }
 
 /// An object of a manifest that the API server has taken.
@@ -230,66 +235,84 @@ pub struct Applied {
     pub name: String,
 }
 
-fn parse<T: DeserializeOwned>(object: &Object) -> Option<T> {
-    match serde_json::from_slice(&object.json) {
-        Ok(value) => Some(value),
-        Err(error) => {
-            warn!(name = %object.key.name, "an object does not have the form of its kind: {error}");
-            None
-        }
-    }
-}
-
 fn said(error: ApiError) -> anyhow::Error {
     anyhow!("{error}")
 }
 
-/// Follows a resource. Changes may be merged when the follower is slow, but the last one of an
-/// object is always told.
+/// A change of an object.
+#[derive(Clone, Debug)]
+pub struct Change {
+    /// The latest object.
+    pub object: Value,
+    /// Whether it is gone.
+    pub gone: bool,
+}
+
+impl Change {
+    /// The object's name.
+    pub fn name(&self) -> &str {
+        self.object["metadata"]["name"].as_str().unwrap_or_default()
+    }
+
+    /// The object's namespace.
+    pub fn namespace(&self) -> &str {
+        self.object["metadata"]["namespace"].as_str().unwrap_or_default()
+    }
+
+    /// The object in the form of its kind; one that does not have it is left out with a warning.
+    pub fn typed<T: DeserializeOwned>(&self) -> Option<T> {
+        match serde::Deserialize::deserialize(&self.object) {
+            Ok(value) => Some(value),
+            Err(error) => {
+                warn!(name = self.name(), "an object does not have the form of its kind: {error}");
+                None
+            }
+        }
+    }
+}
+
+/// Follows a resource. A follower that is too slow for the history sees the latest state of
+/// everything instead, and what has gone.
 pub struct Watch {
     api: Arc<Api>,
-    resource: String,
+    resource: Arc<str>,
     cursor: Cursor,
-    next: Vec<(Change, Arc<Object>)>,
+    next: VecDeque<Change>,
     known: HashMap<Key, Arc<Object>>,
 }
 
 impl Watch {
-    /// The next changes; at first every object that is there already.
-    pub async fn changes(&mut self) -> Vec<(Change, Arc<Object>)> {
+    /// The next change; at first every object that is there already.
+    pub async fn next(&mut self) -> Change {
         loop {
-            if !self.next.is_empty() {
-                let changes = std::mem::take(&mut self.next);
-                for (change, object) in &changes {
-                    match change {
-                        Change::Deleted => self.known.remove(&object.key),
-                        _ => self.known.insert(object.key.clone(), object.clone()),
-                    };
-                }
-                return changes;
+            if let Some(change) = self.next.pop_front() {
+                return change;
             }
             match self.api.store.read(&mut self.cursor, BATCH) {
                 Some(events) if events.is_empty() => self.cursor.changed().await,
-                Some(events) => self.next = events.into_iter().map(|e| (e.change, e.object)).collect(),
-                None => self.list_again(),
+                Some(events) => events.into_iter().for_each(|event| self.tell(event)),
+                None => self.list(),
             }
         }
     }
 
-    /// Too far behind: compare with what is there now.
-    fn list_again(&mut self) {
-        let (version, objects) = self.api.store.list(&self.resource.as_str().into());
-        self.cursor = self.api.store.watch(&self.resource.as_str().into(), version);
-        let gone = self.known.values().filter(|old| {
-            objects.get(&old.key).is_none_or(|new| new.uid != old.uid)
-        });
-        let gone = gone.map(|old| (Change::Deleted, old.clone()));
-        let there = objects.values().map(|object| (Change::Modified, object.clone()));
-        self.next = gone.chain(there).collect();
+    fn tell(&mut self, Event { change, object, .. }: Event) {
+        let gone = change == crate::apiserver::Change::Deleted;
+        self.next.push_back(Change { object: object.value(), gone });
+        match gone {
+            true => self.known.remove(&object.key),
+            false => self.known.insert(object.key.clone(), object),
+        };
     }
-}
 
-/// Parses the object of a change.
-pub fn typed<T: DeserializeOwned>(object: &Object) -> Option<T> {
-    parse(object)
+    /// Begins, or begins again: compares with what is there now.
+    fn list(&mut self) {
+        let (version, objects) = self.api.store.list(&self.resource);
+        self.cursor = self.api.store.watch(&self.resource, version);
+        let same = |old: &Object| objects.get(&old.key).is_some_and(|new| new.uid == old.uid);
+        let gone = self.known.values().filter(|old| !same(old));
+        self.next.extend(gone.map(|old| Change { object: old.value(), gone: true }));
+        self.next.extend(objects.values().map(|new| Change { object: new.value(), gone: false }));
+        self.known = objects.iter().map(|(key, object)| (key.clone(), object.clone())).collect();
+    }
 }

@@ -18,17 +18,17 @@
 //! command line and the tests.
 
 pub mod apiserver;
-// pub mod cluster;
-// pub mod command;
+pub mod cluster;
+pub mod command;
 pub mod control;
 pub mod image;
 pub mod network;
-// pub mod node;
+pub mod node;
 pub mod place;
 pub mod process;
 pub mod program;
-// pub mod runner;
-// pub mod scheduler;
+pub mod runner;
+pub mod scheduler;
 pub mod spec;
-// pub mod supervisor;
+pub mod supervisor;
 pub mod teardown;

@@ -62,9 +62,9 @@ pub fn register(cluster: &Cluster, spec: &Spec, node: NodeSpec) -> Result<()> {
         object["spec"]["podCIDR"] = json!(cidrs.first());
         object["spec"]["podCIDRs"] = json!(cidrs);
     }
-    cluster.create(NODES, "", object.clone())?;
+    cluster.create(NODES, object.clone())?;
     // The status of a new object is not taken from its creator.
-    cluster.merge_status(NODES, &name, &json!({"status": object["status"]}))
+    cluster.write_status(NODES, &name, &object["status"])
 }
 
 /// The node's share of the pod addresses, which Kubernetes' controller manager would assign.
@@ -83,7 +83,7 @@ pub async fn report(node: Arc<Node>, _spec: NodeSpec, mut agent: watch::Receiver
         "metadata": {"name": node.name, "namespace": LEASE_NAMESPACE},
         "spec": {"holderIdentity": node.name, "leaseDurationSeconds": 40},
     });
-    if let Err(error) = node.cluster.create(LEASES, LEASE_NAMESPACE, lease) {
+    if let Err(error) = node.cluster.create(LEASES, lease) {
         warn!(node = node.name, "create lease: {error:#}");
     }
     let mut written: Option<bool> = None;
@@ -94,11 +94,11 @@ pub async fn report(node: Arc<Node>, _spec: NodeSpec, mut agent: watch::Receiver
         let ready = status.is_ok();
         if written != Some(ready) {
             // A node whose agent is just being restarted goes on working.
-            let patch = json!({"status": {"conditions": conditions(match &status {
+            let wanted = json!({"conditions": conditions(match &status {
                 Ok(()) => Ok(()),
                 Err(_) => Err("container runtime network not ready: the CNI plugin reports that it is not ready"),
-            })}});
-            match node.cluster.merge_status(NODES, &node.name, &patch) {
+            })});
+            match node.cluster.write_status(NODES, &node.name, &wanted) {
                 Ok(()) => written = Some(ready),
                 Err(error) => warn!(node = node.name, "write status: {error:#}"),
             }
@@ -115,7 +115,7 @@ pub async fn report(node: Arc<Node>, _spec: NodeSpec, mut agent: watch::Receiver
         if beat.elapsed() >= HEARTBEAT {
             beat = Instant::now();
             let renew = json!({"spec": {"renewTime": micro_now()}});
-            if let Err(error) = node.cluster.merge(LEASES, LEASE_NAMESPACE, &node.name, "", &renew) {
+            if let Err(error) = node.cluster.merge(LEASES, LEASE_NAMESPACE, &node.name, "", renew) {
                 warn!(node = node.name, "heartbeat: {error:#}");
             }
         }

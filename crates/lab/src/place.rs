@@ -145,6 +145,8 @@ fn enter_new(paths: &Paths, name: &str) -> Result<Inside> {
     mount(None::<&str>, "/", None::<&str>, everything, None::<&str>)
         .context("make all mounts private")?;
 
+    // With everything below it: programs look for mounts by type, and hidden ones would mislead them.
+    umount2("/sys", MntFlags::MNT_DETACH).context("unmount the host's /sys")?;
     mount_new("sysfs", Path::new("/sys"), "")?;
     mount_new("cgroup2", Path::new("/sys/fs/cgroup"), "")?;
     bind(&paths.node_bpf(name), Path::new("/sys/fs/bpf"))?;

@@ -13,8 +13,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use serde_json::json;
 use tracing::warn;
 
-use crate::apiserver::{Change, now};
-use crate::cluster::{Cluster, NODES, PODS, typed};
+use crate::apiserver::now;
+use crate::cluster::{Change, Cluster, NODES, PODS};
 
 type Labels = BTreeMap<String, String>;
 
@@ -25,22 +25,8 @@ pub async fn run(cluster: Cluster) {
     let mut state = State::default();
     loop {
         tokio::select! {
-            changes = pods.changes() => {
-                for (change, object) in changes {
-                    match (change, typed::<Pod>(&object)) {
-                        (Change::Deleted, _) | (_, None) => drop(state.pods.remove(&*object.uid)),
-                        (_, Some(pod)) => state.observe(&object.uid, pod),
-                    }
-                }
-            }
-            changes = nodes.changes() => {
-                for (change, object) in changes {
-                    match (change, typed::<Node>(&object)) {
-                        (Change::Deleted, _) | (_, None) => drop(state.nodes.remove(&*object.key.name)),
-                        (_, Some(node)) => drop(state.nodes.insert(object.key.name.to_string(), node)),
-                    }
-                }
-            }
+            change = pods.next() => state.pod_changed(&change),
+            change = nodes.next() => state.node_changed(&change),
         }
         for (pod, choice) in state.assign() {
             tell(&cluster, &pod, choice);
@@ -73,7 +59,7 @@ fn tell(cluster: &Cluster, pod: &Pod, choice: Result<String, String>) {
                 "type": "PodScheduled", "status": "False", "reason": "Unschedulable",
                 "message": message, "lastTransitionTime": now(),
             });
-            cluster.merge(PODS, namespace, name, "status", &json!({"status": {"conditions": [condition]}}))
+            cluster.merge(PODS, namespace, name, "status", json!({"status": {"conditions": [condition]}}))
         }
     };
     if let Err(error) = written {
@@ -88,8 +74,20 @@ struct State {
 }
 
 impl State {
+    fn node_changed(&mut self, change: &Change) {
+        match change.typed::<Node>().filter(|_| !change.gone) {
+            Some(node) => self.nodes.insert(change.name().to_owned(), node),
+            None => self.nodes.remove(change.name()),
+        };
+    }
+
     /// Takes in a pod. The object may be older than our own decision, which stands.
-    fn observe(&mut self, uid: &str, mut pod: Pod) {
+    fn pod_changed(&mut self, change: &Change) {
+        let uid = change.object["metadata"]["uid"].as_str().unwrap_or_default();
+        let Some(mut pod) = change.typed::<Pod>().filter(|_| !change.gone) else {
+            self.pods.remove(uid);
+            return;
+        };
         let known = self.pods.get(uid).and_then(|old| node_of(old)).map(str::to_owned);
         if let (None, Some(node)) = (node_of(&pod), known) {
             pod.spec.get_or_insert_default().node_name = Some(node);

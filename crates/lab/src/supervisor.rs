@@ -31,8 +31,8 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tracing::{info, warn};
 
-use crate::apiserver::{ApiServer, Change};
-use crate::cluster::{Applied, CILIUM_NODES, CONFIG_MAPS, Cluster, KUBE_SYSTEM, PODS, typed};
+use crate::apiserver::{self, ApiServer};
+use crate::cluster::{Applied, CILIUM_NODES, CONFIG_MAPS, Cluster, KUBE_SYSTEM, PODS};
 use crate::control::{Answer, Located, NodeStatus, Request, Status};
 use crate::network::Network;
 use crate::node;
@@ -86,7 +86,6 @@ struct Lab {
     paths: Paths,
     api_server: ApiServer,
     cluster: Cluster,
-    network: Arc<Network>,
     nodes: Vec<LabNode>,
     operator: watch::Receiver<Option<i32>>,
 }
@@ -133,7 +132,7 @@ async fn supervise(spec: &Spec, launcher: &mut Launcher) -> Result<()> {
     let began = Instant::now();
     let cgroups = Cgroup::root()?.child(CGROUP)?.child(&spec.name)?;
     let network = Arc::new(Network::create(&paths)?);
-    let api_server = start_api_server(spec, &paths, &network).await?;
+    let api_server = start_api_server(&paths, &network).await?;
     let cluster = Cluster::new(api_server.api());
     seed(spec, &paths, &cluster)?;
     told(launcher, format!("API server {}", api_url(&paths)?))?;
@@ -154,7 +153,7 @@ async fn supervise(spec: &Spec, launcher: &mut Launcher) -> Result<()> {
     tasks.spawn(route_pods(cluster.clone(), network.clone()));
     tasks.spawn(materialise_config(cluster.clone(), paths.clone()));
 
-    let lab = Arc::new(Lab { spec: spec.clone(), paths, api_server, cluster, network, nodes, operator });
+    let lab = Arc::new(Lab { spec: spec.clone(), paths, api_server, cluster, nodes, operator });
     tasks.spawn(serve_control(lab.clone()));
 
     wait_ready(&lab, launcher).await?;
@@ -209,16 +208,23 @@ async fn wait_ready(lab: &Lab, launcher: &mut Launcher) -> Result<()> {
 // ---------------------------------------------------------------------------------------------
 // API server
 
-async fn start_api_server(spec: &Spec, paths: &Paths, network: &Network) -> Result<ApiServer> {
+async fn start_api_server(paths: &Paths, network: &Network) -> Result<ApiServer> {
     let local = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("listen on 127.0.0.1")?;
     // The same port in both namespaces is not needed, but easier to read.
     let port = local.local_addr()?.port();
     let hub_v4 = network.listen_on_hub(HUB.0.into(), port)?;
     let hub_v6 = network.listen_on_hub(HUB.1.into(), port)?;
-    let server = node::api_server(spec, vec![local, hub_v4, hub_v6]).await?;
+    let names = ["localhost", "kubernetes", "kubernetes.default.svc"].map(str::to_owned);
+    let addresses = [IpAddr::V4(Ipv4Addr::LOCALHOST), HUB.0.into(), HUB.1.into()];
+    let server = ApiServer::start(apiserver::Config {
+        listeners: vec![local, hub_v4, hub_v6],
+        server_names: names.into_iter().chain(addresses.map(|a| a.to_string())).collect(),
+        ..apiserver::Config::default()
+    })
+    .await?;
     let write = |path: &Path, address: IpAddr| -> Result<()> {
         let url = format!("https://{}", std::net::SocketAddr::new(address, port));
-        fs::write(path, server.kubeconfig(&url, &format!("cilium-lab-{}", spec.name)))
+        fs::write(path, server.kubeconfig(&url, &format!("cilium-lab-{}", paths.name())))
             .with_context(|| format!("write {}", path.display()))
     };
     write(&paths.kubeconfig(), Ipv4Addr::LOCALHOST.into())?;
@@ -242,20 +248,19 @@ fn seed(spec: &Spec, paths: &Paths, cluster: &Cluster) -> Result<()> {
         "metadata": {"name": "cilium-config", "namespace": KUBE_SYSTEM},
         "data": config,
     });
-    cluster.apply(CONFIG_MAPS, KUBE_SYSTEM, &map)
+    cluster.apply(CONFIG_MAPS, map)
 }
 
 /// Keeps the files of the ConfigMap as a kubelet does; agents read them when they start.
 async fn materialise_config(cluster: Cluster, paths: Paths) {
     let mut watch = cluster.watch(CONFIG_MAPS);
     loop {
-        for (change, object) in watch.changes().await {
-            let ours = &*object.key.namespace == KUBE_SYSTEM && &*object.key.name == "cilium-config";
-            let map = typed::<ConfigMap>(&object).filter(|_| ours && change != Change::Deleted);
-            let Some(map) = map else { continue };
-            if let Err(error) = write_config(&paths.config_dir(), &map.data.unwrap_or_default()) {
-                warn!("{error:#}");
-            }
+        let change = watch.next().await;
+        let ours = change.namespace() == KUBE_SYSTEM && change.name() == "cilium-config";
+        let map = change.typed::<ConfigMap>().filter(|_| ours && !change.gone);
+        let Some(map) = map else { continue };
+        if let Err(error) = write_config(&paths.config_dir(), &map.data.unwrap_or_default()) {
+            warn!("{error:#}");
         }
     }
 }
@@ -445,14 +450,13 @@ fn start_node(
 async fn dispatch_pods(cluster: Cluster, nodes: HashMap<String, mpsc::UnboundedSender<PodChange>>) {
     let mut watch = cluster.watch(PODS);
     loop {
-        for (change, object) in watch.changes().await {
-            let Some(pod) = typed::<Pod>(&object) else { continue };
-            let node = pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref());
-            if let Some(runner) = node.and_then(|node| nodes.get(node)) {
-                let change = PodChange { pod: Arc::new(pod), gone: change == Change::Deleted };
-                if runner.send(change).is_err() {
-                    warn!("a pod runner has ended");
-                }
+        let change = watch.next().await;
+        let Some(pod) = change.typed::<Pod>() else { continue };
+        let node = pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref());
+        if let Some(runner) = node.and_then(|node| nodes.get(node)) {
+            let change = PodChange { pod: Arc::new(pod), gone: change.gone };
+            if runner.send(change).is_err() {
+                warn!("a pod runner has ended");
             }
         }
     }
@@ -463,27 +467,20 @@ async fn route_pods(cluster: Cluster, network: Arc<Network>) {
     let mut watch = cluster.watch(CILIUM_NODES);
     let mut known: HashMap<String, Vec<IpNet>> = HashMap::new();
     loop {
-        for (change, object) in watch.changes().await {
-            let name = object.key.name.to_string();
-            let number = name.strip_prefix("node-").and_then(|n| n.parse().ok());
-            let Some(node) = number.map(NodeSpec::new) else { continue };
-            let value = object.value();
-            let wanted: Vec<IpNet> = match change {
-                Change::Deleted => Vec::new(),
-                _ => {
-                    let cidrs = value["spec"]["ipam"]["podCIDRs"].as_array();
-                    let text = cidrs.into_iter().flatten().filter_map(Value::as_str);
-                    text.filter_map(|cidr| cidr.parse().ok()).collect()
-                }
-            };
-            let before = known.insert(name, wanted.clone()).unwrap_or_default();
-            let removed = before.iter().filter(|cidr| !wanted.contains(cidr));
-            let removed = removed.map(|cidr| network.unroute_pods(*cidr));
-            let added = wanted.iter().filter(|cidr| !before.contains(cidr));
-            let added = added.map(|cidr| network.route_pods(*cidr, node));
-            for error in removed.chain(added).filter_map(Result::err) {
-                warn!("{error:#}");
-            }
+        let change = watch.next().await;
+        let name = change.name().to_owned();
+        let number = name.strip_prefix("node-").and_then(|n| n.parse().ok());
+        let Some(node) = number.map(NodeSpec::new) else { continue };
+        let cidrs = change.object["spec"]["ipam"]["podCIDRs"].as_array().filter(|_| !change.gone);
+        let text = cidrs.into_iter().flatten().filter_map(Value::as_str);
+        let wanted: Vec<IpNet> = text.filter_map(|cidr| cidr.parse().ok()).collect();
+        let before = known.insert(name, wanted.clone()).unwrap_or_default();
+        let removed = before.iter().filter(|cidr| !wanted.contains(cidr));
+        let removed = removed.map(|cidr| network.unroute_pods(*cidr));
+        let added = wanted.iter().filter(|cidr| !before.contains(cidr));
+        let added = added.map(|cidr| network.route_pods(*cidr, node));
+        for error in removed.chain(added).filter_map(Result::err) {
+            warn!("{error:#}");
         }
     }
 }
@@ -623,29 +620,27 @@ async fn wait_pods(
     let count = waiting.len();
     let mut last: HashMap<String, String> = HashMap::new();
     while !waiting.is_empty() {
-        let Ok(changes) = tokio::time::timeout_at(deadline, watch.changes()).await else {
+        let Ok(change) = tokio::time::timeout_at(deadline, watch.next()).await else {
             let state = |pod: &Applied| {
                 format!("{}/{} ({})", pod.namespace, pod.name, last.get(&pod.name).map_or("Pending", String::as_str))
             };
             let names: Vec<String> = waiting.iter().map(state).collect();
             bail!("after {} s these pods are not Ready: {}; `kubectl describe pod` says more", timeout.as_secs(), names.join(", "));
         };
-        for (_, object) in changes {
-            let of = |pod: &Applied| *pod.namespace == *object.key.namespace && *pod.name == *object.key.name;
-            let Some(index) = waiting.iter().position(of) else { continue };
-            let Some(pod) = typed::<Pod>(&object) else { continue };
-            match pod_progress(&pod) {
-                PodProgress::Ready => {
-                    waiting.swap_remove(index);
-                    let node = pod.spec.and_then(|spec| spec.node_name).unwrap_or_default();
-                    let text = format!("pod {} Ready on {node} ({}/{count})", object.key.name, count - waiting.len());
-                    let _ = progress.send(text);
-                }
-                PodProgress::Hopeless(why) => {
-                    bail!("pod {}/{} cannot start: {why}", object.key.namespace, object.key.name)
-                }
-                PodProgress::Waiting(why) => drop(last.insert(object.key.name.to_string(), why)),
+        let of = |pod: &Applied| pod.namespace == change.namespace() && pod.name == change.name();
+        let Some(index) = waiting.iter().position(of) else { continue };
+        let Some(pod) = change.typed::<Pod>() else { continue };
+        match pod_progress(&pod) {
+            PodProgress::Ready => {
+                waiting.swap_remove(index);
+                let node = pod.spec.and_then(|spec| spec.node_name).unwrap_or_default();
+                let text = format!("pod {} Ready on {node} ({}/{count})", change.name(), count - waiting.len());
+                let _ = progress.send(text);
             }
+            PodProgress::Hopeless(why) => {
+                bail!("pod {}/{} cannot start: {why}", change.namespace(), change.name())
+            }
+            PodProgress::Waiting(why) => drop(last.insert(change.name().to_owned(), why)),
         }
     }
     Ok(())

@@ -261,7 +261,7 @@ impl Run<'_> {
         loop {
             tokio::select! {
                 exit = self.process.wait() => return exit.unwrap_or(Exit::Code(255)),
-                _ = stop.wait_for(Option::is_some) => return self.stop(stop).await,
+                _ = stop.wait_for(Option::is_some) => break,
                 Some((kind, good)) = verdicts.recv() => match kind {
                     probe::Kind::Readiness if self.container.ready != good => {
                         self.container.ready = good;
@@ -275,6 +275,7 @@ impl Run<'_> {
                 },
             }
         }
+        self.stop(stop).await
     }
 
     /// Asks the process to end, and ends it when its time is up.
