@@ -1,0 +1,249 @@
+//! One harness for all hooks: any bytes become a hook, a node and a sequence of packets, and what
+//! every hook promises is checked after each.
+//!
+//! Fuzz targets call [`run`] with what the fuzzer invents; the tests call it with numbers.
+
+use std::vec::Vec;
+
+use abi::event::HookId;
+use abi::metrics::{self, Direction};
+use abi::{DropReason, DatapathConfig};
+
+use super::example::{self, POD_A, POD_B};
+use super::{Event, Frame, Node, Target, packets};
+use crate::hooks::Verdict;
+use crate::packet::{AF_INET, NextHop, Route};
+
+/// Every hook.
+pub const HOOKS: [HookId; 7] = [
+    HookId::FromContainer,
+    HookId::ToContainer,
+    HookId::FromNetdev,
+    HookId::ToNetdev,
+    HookId::FromOverlay,
+    HookId::ToOverlay,
+    HookId::FromHost,
+];
+
+/// Bytes of the fuzzer, consumed from the front; zeros when they are used up.
+#[derive(Clone, Copy, Debug)]
+pub struct Choices<'a>(pub &'a [u8]);
+
+impl Choices<'_> {
+    /// The next byte.
+    pub fn byte(&mut self) -> u8 {
+        let Some((first, rest)) = self.0.split_first() else { return 0 };
+        self.0 = rest;
+        *first
+    }
+
+    /// A number below `bound`.
+    pub fn below(&mut self, bound: usize) -> usize {
+        (usize::from(self.byte()) << 8 | usize::from(self.byte())) % bound
+    }
+
+    /// One of these.
+    pub fn one_of<T: Copy>(&mut self, choices: &[T]) -> T {
+        choices[self.below(choices.len())]
+    }
+
+    /// Whether there is nothing left.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+/// Runs the packets that `bytes` describe through `hook`.
+///
+/// # Panics
+/// When a hook breaks its promise.
+pub fn run(hook: HookId, bytes: &[u8]) {
+    let mut choices = Choices(bytes);
+    let mut node = example::node();
+    node.config = config(&mut choices);
+    node.listeners = u64::from(choices.byte());
+    for _ in 0..8 {
+        step(hook, &node, &mut choices);
+        if choices.is_empty() {
+            return;
+        }
+    }
+}
+
+/// A configuration.
+pub fn config(choices: &mut Choices<'_>) -> DatapathConfig {
+    let bits = choices.byte();
+    let aggregation = choices.one_of(&[0, 1, 3]);
+    let mut config = example::config();
+    for (bit, field) in [
+        &mut config.enable_ipv4,
+        &mut config.enable_ipv6,
+        &mut config.tunnel,
+        &mut config.drop_events,
+        &mut config.trace_events,
+        &mut config.debug_events,
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        *field = !bits >> bit & 1;
+    }
+    config.monitor_aggregation = aggregation;
+    config.trace_payload_len = u32::from(choices.one_of(&[128_u8, 0, 255]));
+    config
+}
+
+/// A packet with all that comes with it.
+pub fn frame(choices: &mut Choices<'_>) -> Frame {
+    let bytes = mutated(well_formed(choices), choices);
+    let mut frame = Frame::new(bytes, choices.one_of(&[POD_A.ifindex, POD_B.ifindex, 7]));
+    frame.mark = choices.one_of(&[0, 0x4e21_0f00, 0x0c00, 0x4e21_0400, 0x0200, u32::MAX]);
+    frame.vni = choices.one_of(&[Some(20_003), Some(1), Some(2), Some(6), None]);
+    frame.route = choices.one_of(&[
+        Route::Stack,
+        Route::Neighbour { ifindex: 9, target_mac: [6; 8], source_mac: [7; 8] },
+        Route::Resolve {
+            ifindex: 9,
+            next_hop: NextHop { address_family: AF_INET, address: [1, 0, 0, 0] },
+        },
+        Route::Blackhole,
+    ]);
+    frame
+}
+
+/// A packet that means something on the example node.
+pub fn well_formed(choices: &mut Choices<'_>) -> Vec<u8> {
+    let addresses = [
+        POD_A.address,
+        POD_B.address,
+        example::POD_C,
+        example::POD_D,
+        example::POD_E,
+        example::NOBODY,
+        example::NODE_1,
+        example::ROUTER,
+        example::NODE_2,
+        example::CIDR,
+        example::WORLD,
+    ];
+    let is_v6 = choices.byte() & 1 != 0;
+    let source = choices.one_of(&[&addresses[..1], &addresses].concat());
+    let target = choices.one_of(&addresses);
+    let hop_limit = choices.one_of(&[64, 64, 64, 2, 1, 0, 255]);
+    let (from, to) = (source.of(is_v6), target.of(is_v6));
+    let packet = match choices.below(8) {
+        0..=2 => packets::tcp((from, 40_000), (to, 80), 2),
+        3 => packets::udp((from, 40_000), (to, 53), b"question"),
+        4 => packets::arp_request(POD_A.mac, source.v4, target.v4),
+        5 => packets::neighbour_solicitation(POD_A.mac, source.v6, target.v6),
+        6 => packets::icmp6_message(source.v6, target.v6, choices.byte()),
+        _ => packets::udp((from, 1), (to, 2), &[0; 700]),
+    };
+    let is_ip = packet[12..14] != crate::wire::eth::ARP;
+    if is_ip && hop_limit != 64 { packets::with_hop_limit(packet, hop_limit) } else { packet }
+}
+
+/// The packet, or what noise makes of it.
+pub fn mutated(mut packet: Vec<u8>, choices: &mut Choices<'_>) -> Vec<u8> {
+    match choices.below(4) {
+        0 | 1 => {}
+        2 => packet.truncate(choices.below(packet.len() + 1).max(crate::wire::eth::LEN)),
+        _ => {
+            for _ in 0..=choices.below(4) {
+                // Most noise hits the headers.
+                let at = choices.below(packet.len().min(90));
+                packet[at] = choices.byte();
+            }
+        }
+    }
+    packet
+}
+
+fn step(hook: HookId, node: &Node, choices: &mut Choices<'_>) {
+    let before = frame(choices);
+    let counted = node.metrics.borrow().clone();
+    let mut after = before.clone();
+    let verdict = super::run(hook, &mut after, node);
+    check(node, &before, &after, verdict);
+
+    // Every packet is counted at most once as forwarded and at most once as dropped, never both.
+    let increments = |slot: u32| {
+        let now = node.metrics.borrow().get(&slot).map_or(0, |value| value.count);
+        now - counted.get(&slot).map_or(0, |value| value.count)
+    };
+    let directions = [Direction::Ingress, Direction::Egress];
+    let forwarded: u64 = directions.map(|d| increments(metrics::index(0, d))).iter().sum();
+    let dropped: u64 = DropReason::ALL
+        .iter()
+        .flat_map(|reason| directions.map(|d| increments(metrics::index(reason.number(), d))))
+        .sum();
+    assert_eq!(dropped, u64::from(verdict == Verdict::Drop), "{before:?}");
+    assert!(forwarded + dropped <= 1, "{before:?}");
+}
+
+/// What every hook promises of every packet.
+fn check(node: &Node, before: &Frame, after: &Frame, verdict: Verdict) {
+    assert_eq!(verdict == Verdict::Redirect, after.target.is_some(), "{before:?} {verdict:?}");
+    assert_eq!(before.bytes.len(), after.bytes.len(), "{before:?}");
+    assert!(after.routed.borrow().len() <= 1, "{before:?}");
+    if let Some(Target::Peer(ifindex)) = after.target {
+        // Nothing is delivered but to the pod that has the address, under its MAC address.
+        let pod = [POD_A, POD_B].into_iter().find(|pod| pod.ifindex == ifindex).expect("a pod");
+        assert_eq!(after.bytes[..6], pod.mac, "{before:?}");
+        assert_eq!(after.bytes[6..12], pod.node_mac, "{before:?}");
+    }
+    // A valid packet stays valid.
+    if is_ip(&before.bytes) && packets_are_whole(before) && verdict != Verdict::Drop {
+        assert!(packets::is_valid(&after.bytes), "{before:?} {after:?}");
+    }
+    for event in after.events.borrow().iter() {
+        let (wanted, len_cap, captured) = match event {
+            Event::Trace(event, packet) => (4, event.header.len_cap, packet.len()),
+            Event::Drop(event, packet) => (1, event.header.len_cap, packet.len()),
+            Event::Debug(_) => (2, 0, 0),
+        };
+        assert!(node.listeners >> wanted & 1 != 0, "nobody listens: {event:?}");
+        assert_eq!(usize::from(len_cap), captured);
+        assert!(u32::from(len_cap) <= node.config.trace_payload_len);
+    }
+}
+
+fn is_ip(bytes: &[u8]) -> bool {
+    let ethertype = bytes.get(12..14);
+    ethertype == Some(&crate::wire::eth::IPV4) || ethertype == Some(&crate::wire::eth::IPV6)
+}
+
+/// Whether the packet is whole and all its checksums are right.
+fn packets_are_whole(frame: &Frame) -> bool {
+    let bytes = &frame.bytes;
+    let l3_len = bytes.len() - crate::wire::eth::LEN;
+    let stated = if bytes[12..14] == crate::wire::eth::IPV4 {
+        (l3_len >= 20 && bytes[14] == 0x45).then(|| usize::from(u16::from_be_bytes([bytes[16], bytes[17]])))
+    } else {
+        (l3_len >= 40 && bytes[14] >> 4 == 6)
+            .then(|| usize::from(u16::from_be_bytes([bytes[18], bytes[19]])) + 40)
+    };
+    stated == Some(l3_len) && packets::is_valid(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hooks_keep_their_promises_on_random_packets() {
+        let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+        let mut random = || {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            state
+        };
+        for hook in HOOKS {
+            for _ in 0..1_500 {
+                let bytes: Vec<u8> = (0..16).flat_map(|_| random().to_le_bytes()).collect();
+                run(hook, &bytes);
+            }
+        }
+    }
+}

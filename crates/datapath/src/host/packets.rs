@@ -1,0 +1,176 @@
+//! Builds packets: whole frames with right lengths and checksums.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::vec;
+use std::vec::Vec;
+
+use crate::wire::checksum::compute;
+use crate::wire::{eth, icmp6, ipv4, ipv6};
+
+/// A MAC address.
+pub type Mac = [u8; 6];
+
+/// Protocol number of TCP.
+pub const TCP: u8 = 6;
+/// Protocol number of UDP.
+pub const UDP: u8 = 17;
+
+/// A TCP segment without payload.
+pub fn tcp(source: (IpAddr, u16), target: (IpAddr, u16), flags: u8) -> Vec<u8> {
+    let mut segment = vec![0; 20];
+    segment[..2].copy_from_slice(&source.1.to_be_bytes());
+    segment[2..4].copy_from_slice(&target.1.to_be_bytes());
+    segment[12] = 5 << 4;
+    segment[13] = flags;
+    segment[14..16].copy_from_slice(&64_000_u16.to_be_bytes());
+    ip(source.0, target.0, TCP, 64, segment, Some(16))
+}
+
+/// A UDP datagram.
+pub fn udp(source: (IpAddr, u16), target: (IpAddr, u16), payload: &[u8]) -> Vec<u8> {
+    let mut datagram = vec![0; 8];
+    datagram[..2].copy_from_slice(&source.1.to_be_bytes());
+    datagram[2..4].copy_from_slice(&target.1.to_be_bytes());
+    datagram[4..6].copy_from_slice(&(8 + payload.len() as u16).to_be_bytes());
+    datagram.extend_from_slice(payload);
+    ip(source.0, target.0, UDP, 64, datagram, Some(6))
+}
+
+/// An IP packet around `payload`, whose checksum with pseudo header goes to `checksum_offset`.
+///
+/// # Panics
+/// When the addresses are of different families.
+pub fn ip(
+    source: IpAddr,
+    target: IpAddr,
+    protocol: u8,
+    hop_limit: u8,
+    mut payload: Vec<u8>,
+    checksum_offset: Option<usize>,
+) -> Vec<u8> {
+    let len = payload.len() as u16;
+    if let Some(offset) = checksum_offset {
+        let pseudo = match (source, target) {
+            (IpAddr::V4(s), IpAddr::V4(t)) => sum(&s.octets()) + sum(&t.octets()),
+            (IpAddr::V6(s), IpAddr::V6(t)) => sum(&s.octets()) + sum(&t.octets()),
+            _ => panic!("{source} and {target} are of different families"),
+        };
+        let start = pseudo + u32::from(protocol) + u32::from(len);
+        let checksum = compute(&payload, start);
+        payload[offset..offset + 2].copy_from_slice(&checksum);
+    }
+    let (ethertype, header) = match (source, target) {
+        (IpAddr::V4(s), IpAddr::V4(t)) => (eth::IPV4, v4_header(s, t, protocol, hop_limit, len)),
+        (IpAddr::V6(s), IpAddr::V6(t)) => (eth::IPV6, v6_header(s, t, protocol, hop_limit, len)),
+        _ => panic!("{source} and {target} are of different families"),
+    };
+    frame([2, 0, 0, 0, 0, 0xfe], [2, 0, 0, 0, 0, 1], ethertype, &[header, payload].concat())
+}
+
+/// An Ethernet frame.
+pub fn frame(target: Mac, source: Mac, ethertype: [u8; 2], payload: &[u8]) -> Vec<u8> {
+    [&target[..], &source, &ethertype, payload].concat()
+}
+
+/// The frame from another sender.
+pub fn from_mac(mut frame: Vec<u8>, source: Mac) -> Vec<u8> {
+    frame[6..12].copy_from_slice(&source);
+    frame
+}
+
+/// The packet with another TTL or hop limit.
+pub fn with_hop_limit(mut frame: Vec<u8>, hop_limit: u8) -> Vec<u8> {
+    if frame[12..14] == eth::IPV6 {
+        frame[eth::LEN + 7] = hop_limit;
+    } else {
+        let header = &mut frame[eth::LEN..eth::LEN + ipv4::LEN];
+        header[8] = hop_limit;
+        header[10..12].fill(0);
+        let checksum = compute(header, 0);
+        header[10..12].copy_from_slice(&checksum);
+    }
+    frame
+}
+
+/// Who has `target`? Tell `sender`.
+pub fn arp_request(sender_mac: Mac, sender: Ipv4Addr, target: Ipv4Addr) -> Vec<u8> {
+    let body = [
+        &[0, 1, 8, 0, 6, 4, 0, 1][..],
+        &sender_mac,
+        &sender.octets(),
+        &[0; 6],
+        &target.octets(),
+    ]
+    .concat();
+    frame([0xff; 6], sender_mac, eth::ARP, &body)
+}
+
+/// Who has `target`? Tell `source`. To the group of the target's solicited nodes.
+pub fn neighbour_solicitation(mac: Mac, source: Ipv6Addr, target: Ipv6Addr) -> Vec<u8> {
+    let octets = target.octets();
+    let group = Ipv6Addr::new(
+        0xff02,
+        0,
+        0,
+        0,
+        0,
+        1,
+        0xff00 | u16::from(octets[13]),
+        u16::from_be_bytes([octets[14], octets[15]]),
+    );
+    let mut message = vec![icmp6::NEIGHBOUR_SOLICITATION, 0, 0, 0, 0, 0, 0, 0];
+    message.extend_from_slice(&octets);
+    if !source.is_unspecified() {
+        message.extend_from_slice(&[1, 1]);
+        message.extend_from_slice(&mac);
+    }
+    let packet = ip(source.into(), group.into(), ipv6::ICMP6, 255, message, Some(2));
+    let mut packet = from_mac(packet, mac);
+    packet[..6].copy_from_slice(&[0x33, 0x33, 0xff, octets[13], octets[14], octets[15]]);
+    packet
+}
+
+/// An ICMPv6 message of this type with 20 more bytes.
+pub fn icmp6_message(source: Ipv6Addr, target: Ipv6Addr, message_type: u8) -> Vec<u8> {
+    let mut message = vec![0; 24];
+    message[0] = message_type;
+    ip(source.into(), target.into(), ipv6::ICMP6, 255, message, Some(2))
+}
+
+/// Whether all checksums that `ip` writes are right.
+pub fn is_valid(frame: &[u8]) -> bool {
+    let l3 = &frame[eth::LEN..];
+    let (protocol, pseudo, l4) = if frame[12..14] == eth::IPV4 {
+        if compute(&l3[..20], 0) != [0, 0] {
+            return false;
+        }
+        (l3[9], sum(&l3[12..20]), &l3[20..])
+    } else {
+        (l3[6], sum(&l3[8..40]), &l3[40..])
+    };
+    compute(l4, pseudo + u32::from(protocol) + l4.len() as u32) == [0, 0]
+}
+
+fn sum(bytes: &[u8]) -> u32 {
+    bytes.chunks(2).map(|pair| u32::from(pair[0]) << 8 | u32::from(pair[1])).sum()
+}
+
+fn v4_header(s: Ipv4Addr, t: Ipv4Addr, protocol: u8, ttl: u8, payload_len: u16) -> Vec<u8> {
+    let mut header = vec![0x45, 0];
+    header.extend_from_slice(&(payload_len + ipv4::LEN as u16).to_be_bytes());
+    header.extend_from_slice(&[0, 1, 0x40, 0, ttl, protocol, 0, 0]);
+    header.extend_from_slice(&s.octets());
+    header.extend_from_slice(&t.octets());
+    let checksum = compute(&header, 0);
+    header[10..12].copy_from_slice(&checksum);
+    header
+}
+
+fn v6_header(s: Ipv6Addr, t: Ipv6Addr, protocol: u8, hop_limit: u8, payload_len: u16) -> Vec<u8> {
+    let mut header = vec![0x60, 0, 0, 0];
+    header.extend_from_slice(&payload_len.to_be_bytes());
+    header.extend_from_slice(&[protocol, hop_limit]);
+    header.extend_from_slice(&s.octets());
+    header.extend_from_slice(&t.octets());
+    header
+}
