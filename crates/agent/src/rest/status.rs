@@ -1,0 +1,216 @@
+//! `/healthz` and `/config`: how the agent is, and what it was told.
+
+use std::collections::BTreeMap;
+
+use api::config::RoutingMode;
+use api::rest::{
+    BpfMapProperties, BpfMapStatus, CniChainingStatus, ClusterStatus, ControllerStatus,
+    ControllerStatusValue, DaemonConfiguration, DaemonConfigurationSpec,
+    DaemonConfigurationStatus, EncryptionStatus, HostFirewall, HubbleStatus, IdentityRange,
+    IpamStatus, K8sStatus, KubeProxyReplacement, Masquerading, MonitorStatus, Routing, Status,
+    StatusResponse, StatusState,
+};
+use axum::Json;
+use axum::extract::State;
+use axum::http::{HeaderMap, StatusCode};
+use model::IdentityId;
+use statedb::job::{Health, State as JobState};
+
+use super::listing::describe_node;
+use super::{Agent, Refused, Shared, host_addressing};
+
+/// `GET /healthz`; with the header `brief: true` only the sum.
+pub(super) async fn healthz(State(agent): Shared, headers: HeaderMap) -> Json<StatusResponse> {
+    let brief = headers.get("brief").is_some_and(|value| value == "true");
+    Json(if brief { StatusResponse { cilium: sum(&agent), ..StatusResponse::default() } } else { full(&agent) })
+}
+
+/// `GET /healthz` on the health port: 200 or 503.
+pub(super) async fn health_probe(State(agent): Shared) -> (StatusCode, Json<StatusResponse>) {
+    let cilium = sum(&agent);
+    let code = match cilium.state {
+        StatusState::Failure => StatusCode::SERVICE_UNAVAILABLE,
+        _ => StatusCode::OK,
+    };
+    (code, Json(StatusResponse { cilium, ..StatusResponse::default() }))
+}
+
+/// The agent in one word: not ready is a failure, a job in trouble is a warning.
+fn sum(agent: &Agent) -> Status {
+    if !agent.ready.is_ready() {
+        return Status::new(StatusState::Failure, agent.ready.reason());
+    }
+    let jobs = agent.health.snapshot();
+    let troubled: Vec<&str> =
+        jobs.rows().filter(|job| is_troubled(job)).map(|job| job.name.as_str()).collect();
+    let version = env!("CARGO_PKG_VERSION");
+    if troubled.is_empty() {
+        Status::new(StatusState::Ok, version)
+    } else {
+        Status::new(StatusState::Warning, format!("{version}, in trouble: {}", troubled.join(", ")))
+    }
+}
+
+fn is_troubled(job: &Health) -> bool {
+    matches!(job.state, JobState::Degraded | JobState::Failed)
+}
+
+fn full(agent: &Agent) -> StatusResponse {
+    let config = &agent.config;
+    let tunnel = config.routing_mode == RoutingMode::Tunnel;
+    let disabled = || "Disabled".to_owned();
+    StatusResponse {
+        cilium: sum(agent),
+        kubernetes: Some(kubernetes(agent)),
+        kvstore: Some(Status::new(StatusState::Disabled, "Disabled")),
+        node_monitor: Some(MonitorStatus {
+            lost: agent.datapath.maps.events.lost().map_or(0, |lost| lost.cast_signed()),
+            ..MonitorStatus::default()
+        }),
+        cluster: Some(ClusterStatus {
+            cilium_health: None,
+            self_name: format!("{}/{}", config.cluster_name, agent.node.name),
+            nodes: agent.nodes.snapshot().rows().map(|node| describe_node(agent, node)).collect(),
+        }),
+        ipam: Some(ipam(agent)),
+        controllers: agent.health.snapshot().rows().map(|job| controller(job)).collect(),
+        hubble: Some(HubbleStatus { state: StatusState::Disabled, msg: String::new() }),
+        masquerading: Some(Masquerading { enabled: false, mode: String::new() }),
+        routing: Some(Routing {
+            intra_host_routing_mode: "BPF".to_owned(),
+            inter_host_routing_mode: if tunnel { "Tunnel" } else { "Native" }.to_owned(),
+            tunnel_protocol: if tunnel { config.tunnel_protocol.to_string() } else { String::new() },
+        }),
+        kube_proxy_replacement: Some(KubeProxyReplacement { mode: "False".to_owned() }),
+        host_firewall: Some(HostFirewall { mode: disabled() }),
+        encryption: Some(EncryptionStatus { mode: disabled(), msg: String::new() }),
+        bpf_maps: Some(bpf_maps(agent)),
+        cni_chaining: Some(CniChainingStatus { mode: "none".to_owned() }),
+        cni_file: config.write_cni_conf_when_ready.as_ref().map(|path| {
+            let state =
+                if path.exists() { StatusState::Ok } else { StatusState::Failure };
+            Status::new(state, path.display().to_string())
+        }),
+        identity_range: Some(IdentityRange {
+            min_identity: IdentityId::CLUSTER_MIN.0.into(),
+            max_identity: IdentityId::CLUSTER_MAX.0.into(),
+        }),
+        attach_mode: Some(if agent.datapath.uses_tcx() { "TCX" } else { "Legacy TC" }.to_owned()),
+        datapath_mode: Some(config.datapath_mode.to_string()),
+        stale: BTreeMap::new(),
+    }
+}
+
+/// Jobs that follow the API server.
+const WATCH_PREFIX: &str = "watch-";
+
+fn kubernetes(agent: &Agent) -> K8sStatus {
+    let jobs = agent.health.snapshot();
+    let watches: Vec<_> = jobs.rows().filter(|job| job.name.starts_with(WATCH_PREFIX)).collect();
+    let broken = watches.iter().find(|job| is_troubled(job));
+    K8sStatus {
+        state: if broken.is_some() { StatusState::Failure } else { StatusState::Ok },
+        msg: broken.map(|job| job.message.clone()).unwrap_or_default(),
+        k8s_api_versions: watches
+            .iter()
+            .map(|job| job.name.trim_start_matches(WATCH_PREFIX).to_owned())
+            .collect(),
+    }
+}
+
+fn ipam(agent: &Agent) -> IpamStatus {
+    let ipam = agent.endpoints.ipam();
+    let mut status = IpamStatus::default();
+    let mut words = Vec::new();
+    for pool in ipam.pools() {
+        let is_ipv4 = pool.cidrs()[0].addr().is_ipv4();
+        let cidrs: Vec<_> = pool.cidrs().iter().map(ToString::to_string).collect();
+        words.push(format!(
+            "{}: {}/{} allocated from {}",
+            if is_ipv4 { "IPv4" } else { "IPv6" },
+            pool.used().len(),
+            pool.capacity(),
+            cidrs.join(","),
+        ));
+        let list = if is_ipv4 { &mut status.ipv4 } else { &mut status.ipv6 };
+        for (address, owner) in pool.used() {
+            list.push(address.to_string());
+            status.allocations.insert(address.to_string(), owner.to_owned());
+        }
+    }
+    status.status = words.join(", ");
+    status
+}
+
+fn controller(job: &Health) -> ControllerStatus {
+    let count = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
+    ControllerStatus {
+        name: job.name.clone(),
+        status: ControllerStatusValue {
+            success_count: count(job.successes),
+            failure_count: count(job.failures),
+            consecutive_failure_count: count(job.failures_in_a_row),
+            last_failure_msg: if is_troubled(job) { job.message.clone() } else { String::new() },
+        },
+    }
+}
+
+fn bpf_maps(agent: &Agent) -> BpfMapStatus {
+    let infos = agent.datapath.maps.infos().unwrap_or_default();
+    let maps = infos
+        .into_iter()
+        .map(|info| BpfMapProperties { name: info.name, size: info.max_entries.into() });
+    BpfMapStatus { maps: maps.collect() }
+}
+
+/// `GET /config`: the CNI plugin takes MTU and addresses from it.
+pub(super) async fn config(State(agent): Shared) -> Json<DaemonConfiguration> {
+    let spec = mutable_options(&agent);
+    Json(DaemonConfiguration {
+        spec: spec.clone(),
+        status: DaemonConfigurationStatus {
+            addressing: host_addressing(&agent),
+            datapath_mode: agent.config.datapath_mode.to_string(),
+            device_mtu: agent.node.device_mtu,
+            route_mtu: agent.node.route_mtu,
+            ipam_mode: agent.config.ipam.to_string(),
+            daemon_configuration_map: agent.config_set.clone(),
+            realized: spec,
+        },
+    })
+}
+
+/// `PATCH /config`: what can be changed at run time, which so far is nothing but saying the same.
+pub(super) async fn patch_config(
+    State(agent): Shared,
+    Json(wanted): Json<DaemonConfigurationSpec>,
+) -> Result<StatusCode, Refused> {
+    let current = mutable_options(&agent);
+    for (key, value) in &wanted.options {
+        if current.options.get(key) != Some(value) {
+            let message = format!(
+                "option {key} cannot be changed while the agent runs; set it in the ConfigMap cilium-config and restart the agent"
+            );
+            return Err(Refused::bad_request(message));
+        }
+    }
+    if !matches!(wanted.policy_enforcement.as_str(), "" | "default") {
+        return Err(Refused::bad_request("policy-enforcement: policy is not supported yet"));
+    }
+    Ok(StatusCode::OK)
+}
+
+fn mutable_options(agent: &Agent) -> DaemonConfigurationSpec {
+    let word = |on: bool| if on { "Enabled" } else { "Disabled" }.to_owned();
+    let config = &agent.config;
+    let options = [
+        ("Debug", word(config.debug)),
+        ("DropNotification", word(config.bpf_events_drop_enabled)),
+        ("TraceNotification", word(config.bpf_events_trace_enabled)),
+        ("MonitorAggregationLevel", config.monitor_aggregation.to_string()),
+    ];
+    DaemonConfigurationSpec {
+        options: options.into_iter().map(|(key, value)| (key.to_owned(), value)).collect(),
+        policy_enforcement: "default".to_owned(),
+    }
+}

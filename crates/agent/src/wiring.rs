@@ -1,0 +1,601 @@
+//! How the agent is put together: one function, in order.
+//!
+//! ```text
+//!  1 requirements, locks      root, kernel, bpffs, cgroup2; one agent per node
+//!  2 tables, watches          Kubernetes fills the intent tables from here on
+//!  3 who are we               checkpoint, else the API server: addresses, pod CIDRs
+//!  4 base                     sysctls, cilium_host, cilium_vxlan, programs at the node's devices
+//!  5 controllers, reconcilers desired tables and the kernel follow the intent tables
+//!  6 restore                  endpoints of the agent before us; queued deletions
+//!  7 REST API                 the CNI plugin can ask
+//!  8 ready                    all sources synchronised, all maps written: the CNI configuration
+//! ```
+//!
+//! A packet notices none of it on a restart: what runs goes on until it is replaced in one step, and
+//! nothing is pruned before step 8.
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::net::IpAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use abi::DatapathConfig;
+use abi::config as datapath_config;
+use abi::names;
+use anyhow::{Context, bail};
+use api::config::{Config, Loaded, MonitorAggregation, RoutingMode};
+use api::crd::{CiliumEndpoint, CiliumIdentity, CiliumNode};
+use api::k8s as objects;
+use kernel::datapath::{Datapath, LoadOptions, MapSizes};
+use kernel::netlink::{Netlink, TcHook};
+use kernel::{bpffs, events, requirements};
+use kube::runtime::watcher;
+use kube::{Api, Client};
+use model::{Mac, NodeName};
+use nix::fcntl::{Flock, FlockArg};
+use statedb::job::Group;
+use statedb::reconciler::{Pace, Progress, Target};
+use statedb::{Initializer, Reconciler, Row, Table, Writer};
+
+use crate::base;
+use crate::checkpoint::{Checkpoints, NodeCheckpoint};
+use crate::cni_conf::CniConf;
+use crate::controllers::{self, LocalNode, Output, Sources};
+use crate::delete_queue::{DeleteQueue, Deletion, Holder};
+use crate::endpoint::{
+    DeviceError, Devices, Endpoints, HOST_ENDPOINT_ID, LabelRules, MapProgress, Parts,
+};
+use crate::identity::{Identities, Identity};
+use crate::ipam::Ipam;
+use crate::k8s::{self, convert, watch::reflect};
+use crate::monitor::{self, Monitor};
+use crate::ready::{Pending, Ready};
+use crate::rest::{self, Agent, Socket};
+use crate::startup;
+use crate::tables::{
+    ClusterEndpoint, DesiredRoute, Device, HostAddress, IpcacheEntry, LocalAddress,
+    LocalPod, Namespace, Node,
+};
+use crate::targets::{IpcacheTarget, MapTarget, RouteTarget};
+
+/// How long a plugin that writes to the delete queue may keep us from starting.
+const QUEUE_PATIENCE: Duration = Duration::from_secs(10);
+/// How often the node's own addresses are read.
+const HOST_ADDRESSES_INTERVAL: Duration = Duration::from_secs(60);
+/// How often endpoints are looked for whose device is gone.
+const GARBAGE_INTERVAL: Duration = Duration::from_secs(30);
+/// How often programs are looked for that somebody took off a device.
+const ATTACH_INTERVAL: Duration = Duration::from_secs(300);
+/// How often reservations are looked through for expired ones.
+const EXPIRE_INTERVAL: Duration = Duration::from_secs(60);
+/// How long jobs may take to end.
+const SHUTDOWN_DEADLINE: Duration = Duration::from_secs(5);
+
+/// Runs the agent of the node `name` until a signal or a failure ends it. The datapath goes on
+/// either way.
+pub async fn run(loaded: Loaded, name: NodeName) -> anyhow::Result<()> {
+    let Loaded { config, set, .. } = loaded;
+    let _lock = prepare_machine(&config)?;
+    let jobs = Group::new();
+
+    let client = k8s::client(config.k8s_kubeconfig_path.as_deref()).await?;
+    let (ready, maps_written) = Ready::after("the datapath's maps");
+    let intent = watch_kubernetes(&jobs, &client, &name, &ready);
+    let checkpoints = Checkpoints::below(&config.state_dir);
+    let own = k8s::node::OwnNode::new(client.clone(), name.clone());
+    let netlink = Arc::new(Netlink::new()?);
+    let discovered = tokio::select! {
+        checkpoint = startup::discover(
+            &config, &own, &intent.nodes, &name, &netlink, &checkpoints,
+        ) => checkpoint?,
+        result = ended(&jobs) => return result,
+    };
+
+    let base = tokio::task::block_in_place(|| prepare_base(&config, name, &discovered, &netlink))?;
+    let Base { node, datapath } = base;
+    let (endpoint_table, endpoint_writer) = Table::new("endpoints");
+    let restored_all = endpoint_writer.initializer("restore");
+    let sources = Sources {
+        endpoints: endpoint_table.clone(),
+        cluster: intent.cluster.clone(),
+        nodes: intent.nodes.clone(),
+        host: follow_host_addresses(&jobs, &netlink),
+    };
+    let (maps, routes) = follow_intent(&jobs, &node, &sources, &datapath, &netlink);
+    let identities =
+        Identities::new(Arc::new(k8s::identity::Store::new(client.clone())), intent.identities);
+    let endpoints = Arc::new(Endpoints::new(Parts {
+        writer: endpoint_writer,
+        ipam: ipam(&config, &node)?,
+        identities: Arc::new(identities),
+        pods: intent.pods.clone(),
+        namespaces: intent.namespaces.clone(),
+        source: Arc::new(k8s::identity::Pods::new(client.clone(), node.name.clone())),
+        devices: Arc::new(KernelDevices { datapath: datapath.clone(), netlink: netlink.clone() }),
+        maps: maps.clone(),
+        checkpoints: checkpoints.clone(),
+        rules: LabelRules {
+            cluster: config.cluster_name.clone(),
+            filter: config.labels.clone(),
+        },
+    }));
+
+    let restored = tokio::task::block_in_place(|| endpoints.restore())?;
+    tracing::info!(adopted = restored.adopted.len(), forgotten = restored.forgotten,
+        "Restored endpoints");
+    restored_all.done();
+    let queue = DeleteQueue::beside(&config.socket_path);
+    let queue_lock = queue.lock(Holder::Agent, QUEUE_PATIENCE)?;
+    for (path, deletion) in queue.entries(&queue_lock)? {
+        catch_up(&endpoints, &deletion).await;
+        std::fs::remove_file(&path).with_context(|| format!("remove {}", path.display()))?;
+    }
+
+    let agent = Arc::new(Agent {
+        config,
+        config_set: set,
+        node: node.clone(),
+        endpoints: endpoints.clone(),
+        nodes: intent.nodes.clone(),
+        cluster: intent.cluster.clone(),
+        routes,
+        maps: maps.clone(),
+        datapath: datapath.clone(),
+        health: jobs.health().clone(),
+        monitor: Arc::new(Monitor::default()),
+        ready: ready.clone(),
+    });
+    let socket = Socket::open(&agent.config.socket_path)
+        .with_context(|| format!("open the socket {}", agent.config.socket_path.display()))?;
+    rest::spawn(&jobs, socket, &agent);
+    drop(queue_lock);
+
+    publish_endpoints(&jobs, &client, &node, &endpoints, &intent.pods, &intent.cluster);
+    look_after_endpoints(&jobs, &endpoints, restored.adopted, &intent.pods);
+    jobs.spawn("relabel", {
+        let (endpoints, namespaces) = (endpoints.clone(), intent.namespaces.clone());
+        let pods = intent.pods.clone();
+        move |job| crate::relabel::run(job, endpoints, pods, namespaces)
+    });
+    jobs.spawn("announce-node", {
+        let (nodes, ipam) = (intent.nodes.clone(), agent.config.ipam);
+        move |job| startup::keep_announced(job, own, ipam, node, nodes, checkpoints)
+    });
+    jobs.spawn("monitor", {
+        let (monitor, datapath) = (agent.monitor.clone(), datapath.clone());
+        move |job| monitor::run(job, monitor, datapath)
+    });
+    jobs.spawn("ready", {
+        let agent = agent.clone();
+        move |job| become_ready(job, agent, maps_written)
+    });
+
+    ended(&jobs).await
+}
+
+/// Waits for a signal, or for a job that failed; then joins all jobs. What is in the kernel stays.
+async fn ended(jobs: &Group) -> anyhow::Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut terminate = signal(SignalKind::terminate())?;
+    let result = tokio::select! {
+        _ = terminate.recv() => Ok(()),
+        _ = tokio::signal::ctrl_c() => Ok(()),
+        failed = jobs.supervise() => failed,
+    };
+    tracing::info!("Stopping; the datapath goes on without the agent");
+    if let Err(error) = jobs.shutdown(SHUTDOWN_DEADLINE).await {
+        tracing::warn!(%error, "Some jobs did not end in time");
+    }
+    result.map_err(Into::into)
+}
+
+/// Checks that the machine can do it, and that nobody else does it already.
+fn prepare_machine(config: &Config) -> anyhow::Result<Flock<File>> {
+    requirements::root()?;
+    requirements::kernel()?;
+    requirements::bpf()?;
+    requirements::cgroup2()?;
+    bpffs::mount(&config.bpf_root)?;
+    let path = config.state_dir.join("agent.lock");
+    std::fs::create_dir_all(&config.state_dir)
+        .with_context(|| format!("create {} (option state-dir)", config.state_dir.display()))?;
+    let file = File::options().create(true).append(true).open(&path)?;
+    match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+        Ok(lock) => Ok(lock),
+        Err(_) => bail!(
+            "another cilium-agent runs with the state directory {}: stop it first",
+            config.state_dir.display()
+        ),
+    }
+}
+
+/// What Kubernetes says.
+struct Intent {
+    pods: Table<LocalPod>,
+    namespaces: Table<Namespace>,
+    identities: Writer<Identity>,
+    nodes: Table<Node>,
+    cluster: Table<ClusterEndpoint>,
+}
+
+/// Starts a watch per kind of object. The agent is not ready before each has listed once.
+fn watch_kubernetes(jobs: &Group, client: &Client, name: &NodeName, ready: &Ready) -> Intent {
+    let everything = watcher::Config::default;
+    let on_this_node = everything().fields(&format!("spec.nodeName={name}"));
+    let (pods, pod_writer) = Table::new("pods");
+    let complete = listed(jobs, &pods, &pod_writer, ready, "pods");
+    jobs.spawn("watch-pods", {
+        let api: Api<objects::Pod> = Api::all(client.clone());
+        let key = |pod: &objects::Pod| convert::pod_name(&pod.metadata);
+        move |job| reflect(job, api, on_this_node, pod_writer, complete, convert::local_pod, key)
+    });
+    let (namespaces, namespace_writer) = Table::new("namespaces");
+    let complete = listed(jobs, &namespaces, &namespace_writer, ready, "namespaces");
+    jobs.spawn("watch-namespaces", {
+        let api: Api<objects::Namespace> = Api::all(client.clone());
+        let row = |namespace: &objects::Namespace| Some(convert::namespace(namespace));
+        let key = |n: &objects::Namespace| objects::name(&n.metadata).into_owned();
+        move |job| reflect(job, api, everything(), namespace_writer, complete, row, key)
+    });
+    let (identities, identity_writer) = Table::new("identities");
+    let complete = listed(jobs, &identities, &identity_writer, ready, "identities");
+    jobs.spawn("watch-identities", {
+        let api: Api<CiliumIdentity> = Api::all(client.clone());
+        let key = |object: &CiliumIdentity| object.id().unwrap_or_default();
+        let writer = identity_writer.clone();
+        move |job| reflect(job, api, everything(), writer, complete, convert::identity, key)
+    });
+    let (nodes, node_writer) = Table::new("nodes");
+    let complete = listed(jobs, &nodes, &node_writer, ready, "nodes");
+    jobs.spawn("watch-nodes", {
+        let api: Api<CiliumNode> = Api::all(client.clone());
+        let own = name.clone();
+        let row = move |node: &CiliumNode| Some(convert::node(node, &own));
+        let key = |node: &CiliumNode| NodeName::new(objects::name(&node.metadata));
+        move |job| reflect(job, api, everything(), node_writer, complete, row, key)
+    });
+    let (cluster, cluster_writer) = Table::new("cilium-endpoints");
+    let complete = listed(jobs, &cluster, &cluster_writer, ready, "endpoints");
+    jobs.spawn("watch-endpoints", {
+        let api: Api<CiliumEndpoint> = Api::all(client.clone());
+        let row = |endpoint: &CiliumEndpoint| Some(convert::cluster_endpoint(endpoint));
+        let key = |endpoint: &CiliumEndpoint| convert::pod_name(&endpoint.metadata);
+        move |job| reflect(job, api, everything(), cluster_writer, complete, row, key)
+    });
+    Intent { pods, namespaces, identities: identity_writer, nodes, cluster }
+}
+
+/// The promise of a watch to say when it has listed; the agent waits for it.
+fn listed<R: Row>(
+    jobs: &Group,
+    table: &Table<R>,
+    writer: &Writer<R>,
+    ready: &Ready,
+    what: &'static str,
+) -> Initializer<R> {
+    let pending = ready.wait_for(what);
+    let table = table.clone();
+    jobs.spawn(format!("list-{what}"), |job| async move {
+        tokio::select! {
+            () = job.stop.cancelled() => {}
+            _ = table.initialized() => pending.done(),
+        }
+        Ok::<(), String>(())
+    });
+    writer.initializer("kubernetes")
+}
+
+struct Base {
+    node: Arc<LocalNode>,
+    datapath: Arc<Datapath>,
+}
+
+/// Everything on the node that does not depend on pods: settings, devices, programs. Idempotent.
+fn prepare_base(
+    config: &Config,
+    name: NodeName,
+    discovered: &NodeCheckpoint,
+    netlink: &Netlink,
+) -> anyhow::Result<Base> {
+    let NodeCheckpoint { addresses, pod_cidrs, routers } = discovered.clone();
+    let (enable_ipv4, enable_ipv6) = (config.enable_ipv4, config.enable_ipv6);
+    let tunnel = config.routing_mode == RoutingMode::Tunnel;
+    base::set_node_sysctls(enable_ipv4, enable_ipv6)?;
+    let mtu = (config.mtu != 0).then_some(config.mtu);
+    let network = base::network_devices(netlink, &config.devices, mtu)?;
+    let host = base::ensure_host_device(netlink, &routers, network.mtu, enable_ipv6)?;
+    let vxlan = if tunnel {
+        let port = config.effective_tunnel_port();
+        Some(base::ensure_vxlan_device(netlink, port, network.mtu, enable_ipv6)?)
+    } else {
+        base::remove_vxlan_device(netlink)?;
+        None
+    };
+    let underlay_is_ipv4 = addresses.iter().any(IpAddr::is_ipv4);
+    let host_mac = Mac(host.mac.0);
+    let node = LocalNode {
+        name,
+        enable_ipv4,
+        enable_ipv6,
+        tunnel,
+        direct_routes: config.auto_direct_node_routes,
+        addresses,
+        routers,
+        pod_cidrs,
+        host_endpoint_id: HOST_ENDPOINT_ID,
+        host_ifindex: host.index,
+        host_mac,
+        device_mtu: network.mtu,
+        route_mtu: base::route_mtu(network.mtu, tunnel, underlay_is_ipv4),
+        uplink: network.uplink,
+    };
+    let mut sizes = MapSizes::default();
+    sizes.lxc = config.bpf_endpoint_map_max;
+    sizes.ipcache = config.bpf_ipcache_map_max;
+    sizes.ipcache_hosts = config.bpf_ipcache_map_max;
+    let constants = constants(config, &node, vxlan.as_ref().map_or(0, |link| link.index));
+    let options = LoadOptions { bpffs: &config.bpf_root, config: constants, sizes };
+    let datapath = Datapath::load(&options).context("load the datapath")?;
+    tracing::info!(generation = datapath.generation(), duration = ?datapath.load_duration(),
+        "Loaded the datapath");
+    // Nobody listens yet; an agent that was killed may have left them switched on.
+    events::listen(&datapath.maps.runtime_config, &[])?;
+    for device in &network.devices {
+        datapath.attach_device(device, TcHook::Ingress, names::FROM_NETDEV)?;
+        datapath.attach_device(device, TcHook::Egress, names::TO_NETDEV)?;
+    }
+    datapath.attach_device(&host, TcHook::Egress, names::FROM_HOST)?;
+    if let Some(vxlan) = &vxlan {
+        datapath.attach_device(vxlan, TcHook::Ingress, names::FROM_OVERLAY)?;
+        datapath.attach_device(vxlan, TcHook::Egress, names::TO_OVERLAY)?;
+    }
+    Ok(Base { node: Arc::new(node), datapath: Arc::new(datapath) })
+}
+
+/// The constants that the programs are verified with.
+fn constants(config: &Config, node: &LocalNode, tunnel_ifindex: u32) -> DatapathConfig {
+    let mut constants = DatapathConfig {
+        tunnel_ifindex,
+        host_ifindex: node.host_ifindex,
+        trace_payload_len: config.trace_payloadlen,
+        host_endpoint_id: node.host_endpoint_id,
+        enable_ipv4: config.enable_ipv4.into(),
+        enable_ipv6: config.enable_ipv6.into(),
+        tunnel: if node.tunnel {
+            datapath_config::TUNNEL_VXLAN
+        } else {
+            datapath_config::TUNNEL_OFF
+        },
+        monitor_aggregation: match config.monitor_aggregation {
+            MonitorAggregation::None => datapath_config::AGGREGATION_NONE,
+            MonitorAggregation::Low => datapath_config::AGGREGATION_LOWEST,
+            MonitorAggregation::Medium | MonitorAggregation::Maximum => {
+                datapath_config::AGGREGATION_MEDIUM
+            }
+        },
+        drop_events: config.bpf_events_drop_enabled.into(),
+        trace_events: config.bpf_events_trace_enabled.into(),
+        debug_events: config.debug.into(),
+        ..DatapathConfig::default()
+    };
+    constants.host_mac[..6].copy_from_slice(&node.host_mac.0);
+    for router in &node.routers {
+        match router {
+            IpAddr::V4(v4) => constants.router_ipv4 = v4.octets(),
+            IpAddr::V6(v6) => constants.router_ipv6 = v6.octets(),
+        }
+    }
+    constants
+}
+
+/// The node's pools, without the router's addresses.
+fn ipam(config: &Config, node: &LocalNode) -> anyhow::Result<Ipam> {
+    let mut ipam = Ipam::new(&node.pod_cidrs, config.enable_ipv4, config.enable_ipv6);
+    for router in &node.routers {
+        ipam.take(*router, startup::ROUTER, Instant::now())?;
+    }
+    Ok(ipam)
+}
+
+/// The node's own addresses, read now and then: they hardly ever change.
+fn follow_host_addresses(jobs: &Group, netlink: &Arc<Netlink>) -> Table<HostAddress> {
+    let (table, writer) = Table::new("host-addresses");
+    let mut complete = Some(writer.initializer("kernel"));
+    let netlink = netlink.clone();
+    jobs.every("host-addresses", HOST_ADDRESSES_INTERVAL, move || {
+        let rows = base::host_addresses(&netlink);
+        if let Ok(rows) = &rows {
+            writer.replace(rows.iter().cloned());
+            if let Some(complete) = complete.take() {
+                complete.done();
+            }
+        }
+        std::future::ready(rows.map(drop))
+    });
+    table
+}
+
+/// Controllers and reconcilers: from the intent tables to the kernel.
+fn follow_intent(
+    jobs: &Group,
+    node: &Arc<LocalNode>,
+    sources: &Sources,
+    datapath: &Datapath,
+    netlink: &Arc<Netlink>,
+) -> (MapProgress, Table<DesiredRoute>) {
+    let (address_table, writer) = Table::<LocalAddress>::new("lxc");
+    let addresses = Output::new(writer);
+    let (device_table, writer) = Table::<Device>::new("lxc-devices");
+    let devices = Output::new(writer);
+    let (ipcache_table, writer) = Table::<IpcacheEntry>::new("ipcache");
+    let ipcache = Output::new(writer);
+    let (route_table, writer) = Table::<DesiredRoute>::new("routes");
+    let routes = Output::new(writer);
+
+    let (of, on) = (node.clone(), sources.clone());
+    jobs.spawn("local", |job| controllers::run_local(job, of, on, addresses, devices));
+    let (of, on) = (node.clone(), sources.clone());
+    jobs.spawn("ipcache", |job| controllers::run_ipcache(job, of, on, ipcache));
+    let (of, nodes) = (node.clone(), sources.nodes.clone());
+    jobs.spawn("routes", |job| controllers::run_routes(job, of, nodes, routes));
+
+    let maps = &datapath.maps;
+    let ipcache_target =
+        IpcacheTarget { hosts: maps.ipcache_hosts.clone(), prefixes: maps.ipcache.clone() };
+    let progress = MapProgress {
+        addresses: reconcile(jobs, &address_table, MapTarget(maps.lxc.clone())),
+        devices: reconcile(jobs, &device_table, MapTarget(maps.lxc_devices.clone())),
+        ipcache: reconcile(jobs, &ipcache_table, ipcache_target),
+        address_table,
+        device_table,
+        ipcache_table,
+    };
+    reconcile(jobs, &route_table, RouteTarget(netlink.clone()));
+    (progress, route_table)
+}
+
+/// Keeps `target` equal to `table`.
+fn reconcile<R: Row, T: Target<R> + Sync>(
+    jobs: &Group,
+    table: &Table<R>,
+    target: T,
+) -> Progress<R> {
+    let (reconciler, progress) = Reconciler::new(table, target, Pace::default());
+    jobs.spawn(format!("reconcile-{}", table.snapshot().name()), |job| async move {
+        reconciler.run(job.stop).await;
+        Ok::<(), String>(())
+    });
+    progress
+}
+
+/// Tells the cluster of our pods.
+fn publish_endpoints(
+    jobs: &Group,
+    client: &Client,
+    node: &Arc<LocalNode>,
+    endpoints: &Endpoints,
+    pods: &Table<LocalPod>,
+    cluster: &Table<ClusterEndpoint>,
+) {
+    let (table, writer) = Table::new("published-endpoints");
+    let complete = writer.initializer("controller");
+    let (of, on, pods) = (node.clone(), endpoints.table().clone(), pods.clone());
+    jobs.spawn("publish", |job| k8s::endpoint::run(job, of, on, pods, writer, complete));
+    let (client, node, cluster) = (client.clone(), node.clone(), cluster.clone());
+    reconcile(jobs, &table, k8s::endpoint::EndpointTarget { client, node, cluster });
+}
+
+/// Removes what nobody else will remove, and repairs what somebody broke.
+fn look_after_endpoints(
+    jobs: &Group,
+    endpoints: &Arc<Endpoints>,
+    adopted: BTreeSet<model::EndpointId>,
+    pods: &Table<LocalPod>,
+) {
+    let (all, pods) = (endpoints.clone(), pods.clone());
+    jobs.spawn("forget-deleted-pods", |job| async move {
+        tokio::select! {
+            () = job.stop.cancelled() => {}
+            pods = pods.initialized() => all.forget_deleted(&adopted, &pods).await,
+        }
+        Ok::<(), String>(())
+    });
+    let all = endpoints.clone();
+    jobs.every("forget-gone-devices", GARBAGE_INTERVAL, move || {
+        let all = all.clone();
+        async move { all.forget_gone().await }
+    });
+    let all = endpoints.clone();
+    jobs.every("attach", ATTACH_INTERVAL, move || {
+        let all = all.clone();
+        async move { tokio::task::block_in_place(|| all.attach_missing()) }
+    });
+    let all = endpoints.clone();
+    jobs.every("expire-reservations", EXPIRE_INTERVAL, move || {
+        all.expire_reservations(Instant::now());
+        std::future::ready(Ok::<(), String>(()))
+    });
+}
+
+/// Carries out a deletion that a plugin left for us.
+async fn catch_up(endpoints: &Endpoints, deletion: &Deletion) {
+    let which = match deletion {
+        Deletion::Container(id) => api::rest::EndpointRef::Container(id.clone()),
+        Deletion::Endpoint(id) => match id.parse() {
+            Ok(which) => which,
+            Err(error) => {
+                tracing::warn!(%error, "Skipped a queued deletion");
+                return;
+            }
+        },
+    };
+    let removed = endpoints.delete(&which).await;
+    tracing::info!(endpoint = %which, removed = removed.len(), "Caught up with a queued deletion");
+}
+
+/// Waits until the maps are what they should be, then lets the runtime know that pods can come.
+async fn become_ready(
+    job: statedb::job::Job,
+    agent: Arc<Agent>,
+    maps_written: Pending,
+) -> Result<(), String> {
+    let written = async {
+        agent.maps.addresses.pruned().await?;
+        agent.maps.devices.pruned().await?;
+        agent.maps.ipcache.pruned().await
+    };
+    tokio::select! {
+        () = job.stop.cancelled() => return Ok(()),
+        written = written => written.map_err(|error| error.to_string())?,
+    }
+    maps_written.done();
+    agent.ready.reached().await;
+    if let Err(error) = agent.datapath.remove_old_generations() {
+        tracing::warn!(%error, "Cannot remove the programs of earlier agents");
+    }
+    if let Some(path) = &agent.config.write_cni_conf_when_ready {
+        write_cni_conf(&agent.config, path)?;
+    }
+    tracing::info!("Ready");
+    Ok(())
+}
+
+fn write_cni_conf(config: &Config, path: &Path) -> Result<(), String> {
+    let log_file = config.cni_log_file.display().to_string();
+    let conf = CniConf { debug: config.debug, log_file: &log_file };
+    conf.write(path).map_err(|error| k8s::watch::chain(&error))?;
+    if config.cni_exclusive {
+        crate::cni_conf::set_others_aside(path).map_err(|error| k8s::watch::chain(&error))?;
+    }
+    Ok(())
+}
+
+/// The kernel's devices for [`Endpoints`].
+struct KernelDevices {
+    datapath: Arc<Datapath>,
+    netlink: Arc<Netlink>,
+}
+
+impl Devices for KernelDevices {
+    fn name(&self, ifindex: u32) -> Result<Option<String>, DeviceError> {
+        match self.netlink.link_by_index(ifindex) {
+            Ok(link) => Ok(Some(link.name)),
+            Err(error) if error.is_not_found() => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn all(&self) -> Result<std::collections::BTreeMap<u32, String>, DeviceError> {
+        Ok(self.netlink.links()?.into_iter().map(|link| (link.index, link.name)).collect())
+    }
+
+    fn attach(&self, ifindex: u32) -> Result<(), DeviceError> {
+        Ok(self.datapath.attach_endpoint(ifindex)?)
+    }
+
+    fn is_attached(&self, ifindex: u32) -> Result<bool, DeviceError> {
+        Ok(self.datapath.endpoint_attached(ifindex)?)
+    }
+}
