@@ -15,6 +15,7 @@
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
+use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -50,6 +51,7 @@ pub(crate) fn kernel(root: &Root, series: &str) -> anyhow::Result<Kernel> {
         "to boot other kernels in virtual machines",
     )?;
     let dir = root.target().join("vm").join(series);
+    let _lock = lock(&dir)?;
     let release_file = dir.join("release");
     if let Ok(release) = std::fs::read_to_string(&release_file) {
         return Ok(Kernel { release, dir });
@@ -90,6 +92,17 @@ fn package(series: &str) -> anyhow::Result<String> {
     bail!("apt knows no kernel {series} (`apt-get update` may help)")
 }
 
+/// One guest at a time for each kernel: they share files.
+fn lock(dir: &Path) -> anyhow::Result<File> {
+    std::fs::create_dir_all(dir)?;
+    let lock = File::create(dir.join("lock"))?;
+    if lock.try_lock().is_err() {
+        say(format!("waiting for another guest of {} to end", dir.display()));
+        lock.lock()?;
+    }
+    Ok(lock)
+}
+
 /// What a guest did.
 #[derive(Debug)]
 pub(crate) struct Outcome {
@@ -109,6 +122,7 @@ pub(crate) fn run(
     timeout: Duration,
     mut line: impl FnMut(&str),
 ) -> anyhow::Result<Outcome> {
+    let _lock = lock(&kernel.dir)?;
     let share = kernel.dir.join("share");
     std::fs::create_dir_all(&share)?;
     let status_file = share.join("status");
