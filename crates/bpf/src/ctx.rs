@@ -83,22 +83,35 @@ impl Skb {
     /// The address of `len` bytes at `offset`, if the packet has them.
     #[inline(always)]
     fn bytes(&self, offset: usize, len: usize) -> Option<usize> {
-        // The verifier forgets the bounds of a number that was kept in a map.
-        if offset > OFFSET_MAX {
-            return None;
-        }
-        // What is compared with the end must be what is read through, one register with one sum
-        // in it: so the verifier sees that it is in the packet. The compiler must not know a
-        // better way to add.
         let mut start = self.data();
-        // SAFETY: the statement adds two numbers.
-        unsafe {
-            core::arch::asm!(
-                "{start} += {offset}",
-                start = inout(reg) start,
-                offset = in(reg) offset,
-                options(nomem, nostack, pure),
-            );
+        if core::intrinsics::is_val_statically_known(offset) {
+            start += offset;
+        } else {
+            // What is compared with the end must be what is read through, one register with one
+            // bounded sum in it: so the verifier sees that it is in the packet. The compiler must
+            // not know a better way to add or to compare, hence the statements; and the bound is
+            // needed because the verifier forgets those of a number that was kept in a map.
+            let mut offset = offset;
+            // SAFETY: the statement copies a number.
+            unsafe {
+                core::arch::asm!(
+                    "{offset} = {offset}",
+                    offset = inout(reg) offset,
+                    options(nomem, nostack, pure),
+                );
+            }
+            if offset > OFFSET_MAX {
+                return None;
+            }
+            // SAFETY: the statement adds two numbers.
+            unsafe {
+                core::arch::asm!(
+                    "{start} += {offset}",
+                    start = inout(reg) start,
+                    offset = in(reg) offset,
+                    options(nomem, nostack, pure),
+                );
+            }
         }
         (start + len <= self.data_end()).then_some(start)
     }

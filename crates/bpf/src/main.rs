@@ -5,7 +5,8 @@
 
 #![no_std]
 #![no_main]
-#![feature(asm_experimental_arch)]
+#![feature(asm_experimental_arch, core_intrinsics)]
+#![expect(internal_features, reason = "whether an offset is a constant decides how it is checked")]
 
 mod config;
 mod ctx;

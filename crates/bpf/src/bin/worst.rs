@@ -1,7 +1,8 @@
 //! Prototype, see `datapath::worst`.
 #![no_std]
 #![no_main]
-#![feature(asm_experimental_arch)]
+#![feature(asm_experimental_arch, core_intrinsics)]
+#![expect(internal_features, reason = "whether an offset is a constant decides how it is checked")]
 
 #[path = "../config.rs"]
 mod config;
