@@ -1,0 +1,135 @@
+//! `cilium-operator`: see the `operator` library. Wiring and the process's life only.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Context;
+use api::config::{Config, Invocation, IpamMode, Loaded, Program};
+use model::IpFamily;
+use operator::pool::Pool;
+use operator::{client, crds, health, node_ipam};
+use statedb::job::{Group, Job};
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+/// How long jobs may take to stop.
+const SHUTDOWN_DEADLINE: Duration = Duration::from_secs(5);
+/// First and longest wait for an API server that cannot be reached.
+const RETRY_MIN: Duration = Duration::from_millis(100);
+const RETRY_MAX: Duration = Duration::from_secs(10);
+
+fn main() -> ExitCode {
+    let loaded = match Config::load(Program::Operator, std::env::args().skip(1), std::env::vars()) {
+        Ok(Invocation::Print(text)) => {
+            print!("{text}");
+            return ExitCode::SUCCESS;
+        }
+        Ok(Invocation::Run(loaded)) => *loaded,
+        Err(error) => {
+            eprintln!("cilium-operator: {:#}", anyhow::Error::from(error));
+            return ExitCode::from(2);
+        }
+    };
+    init_log(loaded.config.debug);
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("cilium-operator: cannot start its runtime: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    match runtime.block_on(run(loaded)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Logs to stderr; `RUST_LOG` goes before the option.
+fn init_log(debug: bool) {
+    let level = if debug { "info,operator=debug,statedb=debug" } else { "info" };
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+}
+
+/// Runs until a signal comes or a job fails.
+async fn run(loaded: Loaded) -> anyhow::Result<()> {
+    for warning in &loaded.warnings {
+        tracing::warn!("{warning}");
+    }
+    let config = loaded.config;
+    let pools = pools(&config)?;
+    let kubernetes = client::connect(&config).await?;
+    let listener = match config.operator_api_serve_addr.0 {
+        Some(address) => Some(health::listen(address).await?),
+        None => None,
+    };
+
+    let jobs = Group::new();
+    if let Some(listener) = listener {
+        let health = jobs.health().clone();
+        jobs.spawn("health", |job| health::serve(listener, health, job));
+    }
+    let group = jobs.clone();
+    jobs.spawn("custom-resources", |job| async move {
+        if install_crds(&kubernetes, &job).await && !pools.is_empty() {
+            node_ipam::start(&group, &kubernetes, pools);
+        }
+        Ok::<(), anyhow::Error>(())
+    });
+
+    let mut terminate = signal(SignalKind::terminate()).context("cannot handle SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot handle SIGINT")?;
+    let ended = tokio::select! {
+        _ = terminate.recv() => Ok(()),
+        _ = interrupt.recv() => Ok(()),
+        failed = jobs.supervise() => failed,
+    };
+    jobs.shutdown(SHUTDOWN_DEADLINE).await?;
+    Ok(ended?)
+}
+
+/// The pools of the families that are on; none where the nodes' prefixes are not ours to give.
+fn pools(config: &Config) -> anyhow::Result<Vec<Pool>> {
+    if config.ipam != IpamMode::ClusterPool {
+        return Ok(Vec::new());
+    }
+    let of = |family| match family {
+        IpFamily::Ipv4 => (&config.cluster_pool_ipv4_cidr, config.cluster_pool_ipv4_mask_size),
+        IpFamily::Ipv6 => (&config.cluster_pool_ipv6_cidr, config.cluster_pool_ipv6_mask_size),
+    };
+    let enabled = IpFamily::ALL.into_iter().filter(|family| config.is_enabled(*family));
+    let pools = enabled.map(|family| {
+        let (cidrs, mask_size) = of(family);
+        Ok(Pool::new(family, cidrs, mask_size)?)
+    });
+    pools.collect()
+}
+
+/// Installs the custom resources, trying until it works. False when told to stop before.
+async fn install_crds(kubernetes: &kube::Client, job: &Job) -> bool {
+    let mut wait = RETRY_MIN;
+    loop {
+        let installed = tokio::select! {
+            () = job.stop.cancelled() => return false,
+            installed = crds::install(kubernetes) => installed,
+        };
+        match installed {
+            Ok(()) => {
+                job.ok("");
+                return true;
+            }
+            Err(error) => {
+                let error = format!("{:#}", anyhow::Error::from(error));
+                tracing::warn!(error, "cannot install the custom resources, will retry");
+                job.degraded(error);
+            }
+        }
+        tokio::select! {
+            () = job.stop.cancelled() => return false,
+            () = tokio::time::sleep(wait) => wait = RETRY_MAX.min(wait * 2),
+        }
+    }
+}
