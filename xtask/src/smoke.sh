@@ -17,7 +17,7 @@ finish() {
 }
 trap finish EXIT
 
-"$cilium" lab up --name smoke --nodes 2 -f "$manifest"
+"$cilium" lab up --name smoke --nodes 2 --timeout 300 -f "$manifest"
 KUBECONFIG=$("$cilium" lab kubeconfig --name smoke)
 export KUBECONFIG
 kubectl wait --for=condition=Ready pod --all --timeout=240s
