@@ -42,8 +42,8 @@ pub const CAPTURE_LEN_MAX: usize = 192;
 
 /// Subtype of [`DebugMessage`]: delivered to a local endpoint; its id, the source identity.
 pub const DEBUG_LOCAL_DELIVERY: u8 = 2;
-/// Subtype of [`DebugMessage`]: into the tunnel; the node's IPv4 address or the last four bytes of
-/// its IPv6 address, the source identity.
+/// Subtype of [`DebugMessage`]: into the tunnel; the first four bytes of the node's address, the
+/// source identity.
 pub const DEBUG_ENCAP: u8 = 3;
 /// Subtype of [`DebugMessage`]: answered a neighbour solicitation; last four bytes of the target.
 pub const DEBUG_ICMP6_NS: u8 = 13;

@@ -12,7 +12,7 @@ use aya_ebpf::helpers::{
 };
 use aya_ebpf::programs::TcContext;
 use datapath::{Packet, Verdict};
-use datapath::packet::{AF_INET, NextHop, Route, RouteQuery, TunnelRemote};
+use datapath::packet::{AF_INET, NetworkAddress, Route, RouteQuery};
 
 use crate::events;
 
@@ -244,7 +244,7 @@ impl Packet for Skb {
     }
 
     #[inline(always)]
-    fn redirect_neighbour(&mut self, ifindex: u32, next_hop: &NextHop) -> Verdict {
+    fn redirect_neighbour(&mut self, ifindex: u32, next_hop: &NetworkAddress) -> Verdict {
         // SAFETY: all fields are integers.
         let mut neighbour: Neighbour = unsafe { core::mem::zeroed() };
         neighbour.nh_family = u32::from(next_hop.address_family);
@@ -278,22 +278,18 @@ impl Packet for Skb {
     }
 
     #[inline(always)]
-    fn set_tunnel(&mut self, id: u32, remote: TunnelRemote) -> Option<()> {
+    fn set_tunnel(&mut self, id: u32, node: &NetworkAddress) -> Option<()> {
         // SAFETY: all fields are integers.
         let mut key: TunnelKey = unsafe { core::mem::zeroed() };
         key.tunnel_id = id;
         key.tunnel_ttl = TUNNEL_TTL;
-        let flags = match remote {
-            TunnelRemote::V4(address) => {
-                // The helper wants the machine's byte order for this family only.
-                key.__bindgen_anon_1.remote_ipv4 = u32::from_be(address);
-                BPF_F_ZERO_CSUM_TX
-            }
-            TunnelRemote::V6(address) => {
-                key.__bindgen_anon_1.remote_ipv6 = address;
-                BPF_F_TUNINFO_IPV6
-            }
-        };
+        key.__bindgen_anon_1.remote_ipv6 = node.address;
+        let mut flags = BPF_F_TUNINFO_IPV6;
+        if node.address_family == AF_INET {
+            // The helper wants the machine's byte order for this family only.
+            key.__bindgen_anon_1.remote_ipv4 = u32::from_be(node.address[0]);
+            flags = BPF_F_ZERO_CSUM_TX;
+        }
         // SAFETY: the helper reads `TUNNEL_KEY_LEN` bytes of `key`, which has more.
         let failed = unsafe {
             bpf_skb_set_tunnel_key(self.skb, &raw mut key, TUNNEL_KEY_LEN, u64::from(flags))
@@ -335,7 +331,7 @@ impl Packet for Skb {
             },
             Ok(BPF_FIB_LKUP_RET_NO_NEIGH) => Route::Resolve {
                 ifindex: fib.ifindex,
-                next_hop: NextHop {
+                next_hop: NetworkAddress {
                     address_family: fib.family,
                     // SAFETY: all bytes of the union are set, and all are integers.
                     address: unsafe { fib.__bindgen_anon_4.ipv6_dst },

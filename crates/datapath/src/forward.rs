@@ -15,7 +15,7 @@ use crate::hooks::Verdict;
 use crate::identity::{to_vni, world};
 use crate::maps::Maps;
 use crate::observe::{self, Seen};
-use crate::packet::{Packet, Route, RouteQuery, TunnelRemote};
+use crate::packet::{AF_INET, AF_INET6, NetworkAddress, Packet, Route, RouteQuery};
 use crate::wire::eth;
 
 /// To a local pod, straight into its namespace. For hooks at an ingress.
@@ -83,18 +83,16 @@ pub fn identity_of<F: Family, M: Maps>(maps: &M, key: &AddressKey) -> u32 {
 }
 
 /// The node that packets to `remote` are encapsulated to; `None` when they are routed.
-pub fn tunnel_to<M: Maps>(maps: &M, remote: &RemoteEndpointInfo) -> Option<TunnelRemote> {
+pub fn tunnel_to<M: Maps>(maps: &M, remote: &RemoteEndpointInfo) -> Option<NetworkAddress> {
     let relevant = IPCACHE_F_HAS_TUNNEL_ENDPOINT | IPCACHE_F_SKIP_TUNNEL;
     if maps.config().tunnel == TUNNEL_OFF || remote.flags & relevant != IPCACHE_F_HAS_TUNNEL_ENDPOINT
     {
         return None;
     }
-    let Addr(words) = Addr::from_v6(remote.tunnel_endpoint);
-    Some(if remote.flags & IPCACHE_F_IPV6_TUNNEL_ENDPOINT == 0 {
-        TunnelRemote::V4(words[0])
-    } else {
-        TunnelRemote::V6(words)
-    })
+    let Addr(address) = Addr::from_v6(remote.tunnel_endpoint);
+    let is_ipv6 = remote.flags & IPCACHE_F_IPV6_TUNNEL_ENDPOINT != 0;
+    let address_family = if is_ipv6 { AF_INET6 } else { AF_INET };
+    Some(NetworkAddress { address_family, address })
 }
 
 /// To another node, encapsulated, with the source's identity as VNI.
@@ -102,10 +100,10 @@ pub fn to_tunnel<P: Packet, M: Maps>(
     packet: &mut P,
     maps: &M,
     seen: &mut Seen,
-    node: TunnelRemote,
+    node: &NetworkAddress,
 ) -> Result<Verdict, DropReason> {
-    let (TunnelRemote::V4(last_word) | TunnelRemote::V6([.., last_word])) = node;
-    observe::debug(packet, maps, seen, DEBUG_ENCAP, [u32::from_be(last_word), seen.source_identity]);
+    let args = [u32::from_be(node.address[0]), seen.source_identity];
+    observe::debug(packet, maps, seen, DEBUG_ENCAP, args);
     // `to_overlay` reads the mark, the other node the VNI.
     packet.set_mark(mark::with_identity(mark::IDENTITY, seen.source_identity));
     packet.set_tunnel(to_vni(seen.source_identity), node).ok_or(DropReason::WriteError)?;

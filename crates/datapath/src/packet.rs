@@ -28,14 +28,14 @@ pub trait Packet {
     fn redirect_peer(&mut self, ifindex: u32) -> Verdict;
     /// Sends the packet out of the device `ifindex` to a neighbour whose MAC address the kernel
     /// finds.
-    fn redirect_neighbour(&mut self, ifindex: u32, next_hop: &NextHop) -> Verdict;
+    fn redirect_neighbour(&mut self, ifindex: u32, next_hop: &NetworkAddress) -> Verdict;
     /// Makes the stack take the packet as sent to this host, whatever its MAC address says.
     fn accept_as_host(&mut self);
 
     /// The VNI that the packet was received with.
     fn tunnel_id(&self) -> Option<u32>;
     /// Gives the tunnel device its orders. Fails only when the kernel has no memory.
-    fn set_tunnel(&mut self, id: u32, remote: TunnelRemote) -> Option<()>;
+    fn set_tunnel(&mut self, id: u32, node: &NetworkAddress) -> Option<()>;
     /// Asks the kernel's routing table.
     fn route(&self, query: &RouteQuery) -> Route;
 
@@ -47,15 +47,6 @@ pub trait Packet {
     fn send_drop(&self, event: &DropNotify);
     /// Sends a debug message.
     fn send_debug(&self, event: &DebugMessage);
-}
-
-/// A node that packets are encapsulated to; words are in network byte order.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum TunnelRemote {
-    /// Over IPv4.
-    V4(u32),
-    /// Over IPv6.
-    V6([u32; 4]),
 }
 
 /// A question to the routing table; words are in network byte order, IPv4 fills the first.
@@ -91,8 +82,8 @@ pub enum Route {
     Resolve {
         /// Device to send by.
         ifindex: u32,
-        /// Who to resolve.
-        next_hop: NextHop,
+        /// Who to resolve; an IPv4 route may have an IPv6 next hop.
+        next_hop: NetworkAddress,
     },
     /// The stack knows better: no route (it answers with an ICMP error), a packet too big, a
     /// local address, forwarding switched off.
@@ -101,12 +92,13 @@ pub enum Route {
     Blackhole,
 }
 
-/// The next hop of a route, network byte order. An IPv4 route may have an IPv6 next hop.
+/// An address that says its family. All bytes mean something in both: an enum of two sizes has bytes
+/// that do not, and 6.1's verifier meets them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct NextHop {
+pub struct NetworkAddress {
     /// `AF_INET` or `AF_INET6`.
     pub address_family: u8,
-    /// IPv4 fills the first word.
+    /// Words in network byte order; IPv4 fills the first, the rest is zero.
     pub address: [u32; 4],
 }
 

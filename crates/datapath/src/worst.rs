@@ -719,7 +719,7 @@ fn worst<F: Family, P: Packet, M: WorstMaps>(
     if let Some(remote) = remote
         && let Some(node) = forward::tunnel_to(maps, remote)
     {
-        return forward::to_tunnel(packet, maps, seen, node);
+        return forward::to_tunnel(packet, maps, seen, &node);
     }
     forward::to_network(packet, seen, &header)
 }

@@ -71,7 +71,7 @@ fn send<F: Family, P: Packet, M: Maps>(
     if let Some(remote) = forward::whois::<F, M>(maps, &key) {
         seen.target_identity = remote.sec_identity;
         if let Some(node) = forward::tunnel_to(maps, remote) {
-            return forward::to_tunnel(packet, maps, seen, node);
+            return forward::to_tunnel(packet, maps, seen, &node);
         }
     }
     forward::to_network(packet, seen, &header)

@@ -62,5 +62,5 @@ fn send<F: Family, P: Packet, M: Maps>(
     // Without a tunnel the route that led here is wrong: pods of other nodes are routed by nodes'
     // addresses.
     let node = forward::tunnel_to(maps, remote).ok_or(DropReason::Unroutable)?;
-    forward::to_tunnel(packet, maps, seen, node)
+    forward::to_tunnel(packet, maps, seen, &node)
 }

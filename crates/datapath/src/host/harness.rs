@@ -12,7 +12,7 @@ use abi::{DropReason, DatapathConfig};
 use super::example::{self, POD_A, POD_B};
 use super::{Event, Frame, Node, Target, packets};
 use crate::hooks::Verdict;
-use crate::packet::{AF_INET, NextHop, Route};
+use crate::packet::{AF_INET, NetworkAddress, Route};
 
 /// Every hook.
 pub const HOOKS: [HookId; 7] = [
@@ -104,7 +104,7 @@ pub fn frame(choices: &mut Choices<'_>) -> Frame {
         Route::Neighbour { ifindex: 9, target_mac: [6; 8], source_mac: [7; 8] },
         Route::Resolve {
             ifindex: 9,
-            next_hop: NextHop { address_family: AF_INET, address: [1, 0, 0, 0] },
+            next_hop: NetworkAddress { address_family: AF_INET, address: [1, 0, 0, 0] },
         },
         Route::Blackhole,
     ]);

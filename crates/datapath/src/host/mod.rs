@@ -20,7 +20,7 @@ use abi::{AddressKey, DatapathConfig};
 
 use crate::hooks::{self, Verdict};
 use crate::maps::Maps;
-use crate::packet::{NextHop, Packet, Route, RouteQuery, TunnelRemote};
+use crate::packet::{NetworkAddress, Packet, Route, RouteQuery};
 
 /// Runs the hook with this number.
 pub fn run(hook: HookId, packet: &mut Frame, node: &Node) -> Verdict {
@@ -43,7 +43,7 @@ pub enum Target {
     /// Into the namespace behind a pod's device.
     Peer(u32),
     /// Out of a device to a neighbour yet to be resolved.
-    Neighbour(u32, NextHop),
+    Neighbour(u32, NetworkAddress),
 }
 
 /// A packet and all that was done with it.
@@ -61,7 +61,7 @@ pub struct Frame {
     pub route: Route,
 
     /// Orders for the tunnel device.
-    pub tunnel: Option<(u32, TunnelRemote)>,
+    pub tunnel: Option<(u32, NetworkAddress)>,
     /// Where it was sent.
     pub target: Option<Target>,
     /// Questions to the routing table.
@@ -144,7 +144,7 @@ impl Packet for Frame {
         self.redirected(Target::Peer(ifindex))
     }
 
-    fn redirect_neighbour(&mut self, ifindex: u32, next_hop: &NextHop) -> Verdict {
+    fn redirect_neighbour(&mut self, ifindex: u32, next_hop: &NetworkAddress) -> Verdict {
         self.redirected(Target::Neighbour(ifindex, *next_hop))
     }
 
@@ -156,8 +156,8 @@ impl Packet for Frame {
         self.vni
     }
 
-    fn set_tunnel(&mut self, id: u32, remote: TunnelRemote) -> Option<()> {
-        self.tunnel = Some((id, remote));
+    fn set_tunnel(&mut self, id: u32, node: &NetworkAddress) -> Option<()> {
+        self.tunnel = Some((id, *node));
         Some(())
     }
 
