@@ -32,6 +32,11 @@ fn main() {
     );
     let mut definitions: Map<String, Value> = generator.take_definitions(false).into_iter().collect();
     for (name, definition) in &mut definitions {
+        // Anything may be there, which schemars words as an object.
+        if ANYTHING.contains(&name.rsplit('.').next().unwrap_or_default()) {
+            *definition = json!({ "description": definition["description"],
+                "x-kubernetes-preserve-unknown-fields": true });
+        }
         for (kind, field, keys, patch_key) in LISTS {
             if name.rsplit('.').next() == Some(kind) {
                 let Some(list) = definition.pointer_mut(&format!("/properties/{field}")) else {
@@ -66,6 +71,15 @@ fn main() {
     std::fs::write(path, text + "\n").expect("the source tree is writable");
     println!("{} definitions", definitions.len());
 }
+
+/// Types that hold JSON of any type.
+const ANYTHING: &[&str] = &[
+    "JSON",
+    "JSONSchemaPropsOrArray",
+    "JSONSchemaPropsOrBool",
+    "JSONSchemaPropsOrStringArray",
+    "RawExtension",
+];
 
 /// Where `protocol` is part of a key and usually left out.
 const PORTS: &[&str] = &["ContainerPort", "ServicePort"];

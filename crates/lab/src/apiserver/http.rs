@@ -24,14 +24,14 @@ use super::selector::Selector;
 use super::status::ApiError;
 use super::table::{self, Include};
 use super::watch::{self, Notice, Start, Watch, WatchOptions};
-use super::{convert, openapi, patch};
+use super::{convert, openapi, patch, protobuf_body};
 
 /// Largest request body.
 const BODY_BYTES_MAX: usize = 3 << 20;
 /// How long a watch lasts that does not say.
 const WATCH_TIMEOUT_DEFAULT: Duration = Duration::from_secs(45 * 60);
 /// What the server calls itself. The minor version is what `kubectl` compares.
-const GIT_VERSION: &str = "v1.33.0+cilium-lab";
+const GIT_VERSION: &str = "v1.32.0+cilium-lab";
 
 pub type Body = UnsyncBoxBody<Bytes, Infallible>;
 pub type Reply = Response<Body>;
@@ -207,8 +207,9 @@ impl Server {
         }
         let reviews = ["authentication.k8s.io", "authorization.k8s.io"];
         if reviews.contains(&&*target.resource.group) {
-            let body = body(request).await?;
-            return review(&target, &user, &body);
+            let headers = request.headers().clone();
+            let value = parse_body(&headers, &body(request).await?)?;
+            return review(&target, &user, value);
         }
         let headers = request.headers().clone();
         let format = Format::parse(&headers)?;
@@ -456,14 +457,13 @@ fn write_notice(
 }
 
 fn version() -> Value {
-    json!({ "major": "1", "minor": "33", "gitVersion": GIT_VERSION, "gitCommit": "", "gitTreeState": "clean",
+    json!({ "major": "1", "minor": "32", "gitVersion": GIT_VERSION, "gitCommit": "", "gitTreeState": "clean",
         "buildDate": "1970-01-01T00:00:00Z", "goVersion": "none", "compiler": "rustc",
         "platform": "linux/amd64" })
 }
 
 /// Reviews are questions about the asker; nothing is stored.
-fn review(target: &Target, user: &User, body: &[u8]) -> Result<Reply, ApiError> {
-    let mut value = patch::yaml(body)?;
+fn review(target: &Target, user: &User, mut value: Value) -> Result<Reply, ApiError> {
     let who = json!({ "username": user.name, "groups": user.groups });
     value["status"] = match &*target.resource.plural {
         "selfsubjectreviews" => json!({ "userInfo": who }),
@@ -610,6 +610,7 @@ fn parse_body(headers: &HeaderMap, body: &[u8]) -> Result<Value, ApiError> {
             ApiError::bad_request(format!("the object provided is unrecognized: {error}"))
         }),
         "application/yaml" => patch::yaml(body),
+        protobuf_body::CONTENT_TYPE => protobuf_body::decode(body),
         other => Err(ApiError::unsupported_media_type(other, "application/json, application/yaml")),
     }
 }

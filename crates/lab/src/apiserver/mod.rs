@@ -28,6 +28,7 @@ mod patch;
 mod persistence;
 mod pod;
 mod proto;
+mod protobuf_body;
 mod resource;
 mod schema;
 mod selector;

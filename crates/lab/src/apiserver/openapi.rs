@@ -18,7 +18,8 @@ use super::resource::{Catalog, Definition, Resource, Shape};
 use super::schema::{CORE_SCHEMA, OBJECT_META};
 use super::status::ApiError;
 
-const V2_PROTOBUF: &str = "application/com.github.proto-openapi.spec.v2@v1.0+protobuf";
+/// Clients ask for `v2@v1.0`; an `@` is not allowed in an answer's type, so it is a dot there.
+const V2_PROTOBUF: &str = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf";
 
 /// Answers below `/openapi`.
 pub fn answer(api: &Api, path: &str, headers: &HeaderMap) -> Result<Reply, ApiError> {
@@ -146,7 +147,7 @@ fn version_3(resources: &[&Resource]) -> Value {
     for schema in schemas.values_mut() {
         separate_references(schema);
     }
-    json!({ "openapi": "3.0.0", "info": { "title": "Kubernetes", "version": "v1.33.0" },
+    json!({ "openapi": "3.0.0", "info": { "title": "Kubernetes", "version": "v1.32.0" },
         "paths": paths(resources, false), "components": { "schemas": schemas } })
 }
 
@@ -171,7 +172,7 @@ fn version_2(catalog: &Catalog) -> Value {
     for schema in definitions.values_mut() {
         to_version_2(schema);
     }
-    json!({ "swagger": "2.0", "info": { "title": "Kubernetes", "version": "v1.33.0" },
+    json!({ "swagger": "2.0", "info": { "title": "Kubernetes", "version": "v1.32.0" },
         "paths": paths(&resources, true), "definitions": definitions })
 }
 
