@@ -19,6 +19,8 @@ use crate::spec::{NodeSpec, Spec};
 const HEARTBEAT: Duration = Duration::from_secs(10);
 /// Pause between looks at an agent that is starting.
 const STARTING: Duration = Duration::from_millis(25);
+/// How long an agent may take to say that it is well.
+const AGENT_PATIENCE: Duration = Duration::from_secs(5);
 /// How many pods a node takes.
 const PODS_MAX: &str = "500";
 /// The version of Kubernetes whose behaviour the lab follows.
@@ -90,13 +92,13 @@ pub async fn report(node: Arc<Node>, _spec: NodeSpec, mut agent: watch::Receiver
     let mut cleaned = false;
     let mut beat = Instant::now();
     loop {
-        let status = node.cni.status().await;
+        let status = health(&node).await;
         let ready = status.is_ok();
         if written != Some(ready) {
             // A node whose agent is just being restarted goes on working.
             let wanted = json!({"conditions": conditions(match &status {
                 Ok(()) => Ok(()),
-                Err(_) => Err("container runtime network not ready: the CNI plugin reports that it is not ready"),
+                Err(_) => Err("container runtime network not ready: the agent or the CNI plugin is not ready"),
             })});
             match node.cluster.write_status(NODES, &node.name, &wanted) {
                 Ok(()) => written = Some(ready),
@@ -125,6 +127,17 @@ pub async fn report(node: Arc<Node>, _spec: NodeSpec, mut agent: watch::Receiver
             Ok(()) = agent.changed(), if ready => sleep(Duration::from_secs(1)).await,
         }
     }
+}
+
+/// Whether the node can take pods: the plugin says so, and the agent is well.
+async fn health(node: &Node) -> Result<()> {
+    node.cni.status().await?;
+    let socket = node.paths.agent_socket(&node.name);
+    let asking = tokio::task::spawn_blocking(move || {
+        let mut agent = api::rest::client::Client::new(socket).with_timeout(AGENT_PATIENCE);
+        agent.get_with::<Value>("/v1/healthz", &[("brief", "true")]).map(drop)
+    });
+    Ok(asking.await??)
 }
 
 /// The conditions of a node; `network` says why pods cannot be attached.

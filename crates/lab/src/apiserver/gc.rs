@@ -122,9 +122,11 @@ fn empty_namespace(api: &Api, namespace: &Object) -> Result<(), ApiError> {
     let mut left = 0;
     for resource in api.catalog().stored().into_iter().filter(|resource| resource.namespaced) {
         let target = api.target(&resource.id, &namespace.key.name, "")?;
-        let listed = api.delete_collection(&target, &ListOptions::default(), &DeleteOptions::default())?;
-        if !listed.items.is_empty() {
-            left += api.list(&target, &ListOptions::default())?.items.len();
+        for item in api.list(&target, &ListOptions::default())?.items {
+            if !item.is_being_deleted {
+                log(&resource.id, &item.key, delete(api, &resource.id, &item.key));
+            }
+            left += usize::from(api.store.get(&resource.id, &item.key).is_some());
         }
     }
     if left > 0 {

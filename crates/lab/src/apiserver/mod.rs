@@ -63,6 +63,9 @@ pub use store::{Change, Cursor, Event, Store};
 use http::{Server, User};
 use tls::Credentials;
 
+/// How long a client may take for the TLS handshake.
+const HANDSHAKE_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(10);
+
 /// How to run an API server.
 #[derive(Default)]
 pub struct Config {
@@ -99,7 +102,7 @@ impl ApiServer {
         if let Some(kept) = kept {
             let journal = kept.restore(&api.store)?;
             crd::serve_all(&api);
-            tasks.spawn(journal.keep(api.store.listen(), stop.clone()));
+            tasks.spawn(journal.keep(api.clone(), api.store.listen(), stop.clone()));
         }
         tasks.spawn(gc::run(api.clone(), api.store.listen(), stop.clone()));
         create_system_namespaces(&api)?;
@@ -218,7 +221,9 @@ impl Acceptor {
         let tls = tokio_rustls::TlsAcceptor::from(self.tls.clone());
         let stream = tokio::select! {
             () = self.stop.cancelled() => return Ok(()),
-            stream = tls.accept(stream) => stream.context("TLS handshake")?,
+            stream = tokio::time::timeout(HANDSHAKE_TIMEOUT, tls.accept(stream)) => {
+                stream.context("the client did not finish the TLS handshake")?.context("TLS handshake")?
+            }
         };
         let by_certificate = self.user_of_certificate(stream.get_ref().1);
         let service = service_fn(|request: Request<Incoming>| {

@@ -1,13 +1,16 @@
 //! The cluster's state on disk: credentials, and a journal of all writes.
 //!
-//! The journal is read and rewritten as a snapshot when the server starts, and
-//! appended to from then on. A line that is cut off, because the process died while
-//! writing it, is the last one and is ignored.
+//! The journal begins with a snapshot and is appended to from then on; it is begun anew
+//! when the server starts and when it has grown large. Changes that wait to be written
+//! while that happens are in the snapshot already and written once more, in their
+//! order, which ends in the same state. A line that is cut off, because the process died
+//! while writing it, is the last one and is ignored.
 
 use std::fs::{self, File};
 use std::io::{self, BufRead as _, BufReader, BufWriter, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
@@ -15,6 +18,7 @@ use serde_json::value::RawValue;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio_util::sync::CancellationToken;
 
+use super::api::Api;
 use super::object::{Key, Object};
 use super::resource::Catalog;
 use super::store::{Change, ResourceId, Store, Written};
@@ -40,8 +44,17 @@ pub struct Kept {
 
 /// An open journal.
 pub struct Journal {
+    path: PathBuf,
     file: BufWriter<File>,
+    bytes: u64,
+    /// Size at which a new journal is begun.
+    bytes_max: u64,
 }
+
+/// Journals are not begun anew for less than this.
+const JOURNAL_BYTES_MIN: u64 = 32 << 20;
+/// How many times larger than its snapshot a journal may become.
+const JOURNAL_GROWTH_MAX: u64 = 4;
 
 /// Opens the directory, which is made if it is not there.
 pub fn open(directory: &Path) -> anyhow::Result<(Credentials, Option<Kept>)> {
@@ -92,29 +105,42 @@ fn read(path: &Path) -> anyhow::Result<Kept> {
 }
 
 impl Kept {
-    /// Fills the store and begins a new journal, with a snapshot. `None` if it cannot be written.
+    /// Fills the store and begins a new journal.
     pub fn restore(self, store: &Store) -> anyhow::Result<Journal> {
-        let fresh = self.path.with_extension("new");
-        let file = private_file(&fresh).with_context(|| format!("writing {}", fresh.display()))?;
-        let mut journal = Journal { file: BufWriter::new(file) };
-        // The version of the last deletion must not be given out again.
-        journal.write("", self.version, None, None)?;
-        let objects: Vec<(ResourceId, Object)> =
-            self.objects.into_iter().map(|((id, _), object)| (id, object)).collect();
-        for (id, object) in &objects {
-            journal.write(id, object.resource_version, Some(&object.json), None)?;
-        }
-        journal.file.flush()?;
-        fs::rename(&fresh, &self.path)
-            .with_context(|| format!("replacing {}", self.path.display()))?;
+        let objects = self.objects.into_iter().map(|((id, _), object)| (id, object)).collect();
         store.restore(self.version, objects);
-        Ok(journal)
+        Journal::begin(&self.path, store)
     }
 }
 
 impl Journal {
+    /// Replaces the journal by a snapshot of the store.
+    fn begin(path: &Path, store: &Store) -> anyhow::Result<Self> {
+        let fresh = path.with_extension("new");
+        let file = private_file(&fresh).with_context(|| format!("writing {}", fresh.display()))?;
+        let file = BufWriter::new(file);
+        let mut journal = Self { path: path.to_owned(), file, bytes: 0, bytes_max: u64::MAX };
+        let (version, resources) = store.dump();
+        // The version of the last deletion must not be given out again.
+        journal.write("", version, None, None)?;
+        for (id, objects) in &resources {
+            for object in objects.values() {
+                journal.write(id, object.resource_version, Some(&object.json), None)?;
+            }
+        }
+        journal.file.flush().with_context(|| format!("writing {}", fresh.display()))?;
+        fs::rename(&fresh, path).with_context(|| format!("replacing {}", path.display()))?;
+        journal.bytes_max = (journal.bytes * JOURNAL_GROWTH_MAX).max(JOURNAL_BYTES_MIN);
+        Ok(journal)
+    }
+
     /// Writes down every change until told to stop.
-    pub async fn keep(mut self, mut changes: UnboundedReceiver<Written>, stop: CancellationToken) {
+    pub async fn keep(
+        mut self,
+        api: Arc<Api>,
+        mut changes: UnboundedReceiver<Written>,
+        stop: CancellationToken,
+    ) {
         loop {
             let written = tokio::select! {
                 biased;
@@ -127,7 +153,11 @@ impl Journal {
             while let Ok(written) = changes.try_recv() {
                 result = result.and_then(|()| self.record(&written));
             }
-            if let Err(error) = result.and_then(|()| self.file.flush().map_err(Into::into)) {
+            result = result.and_then(|()| Ok(self.file.flush()?));
+            if result.is_ok() && self.bytes > self.bytes_max {
+                result = Self::begin(&self.path, &api.store).map(|journal| self = journal);
+            }
+            if let Err(error) = result {
                 tracing::error!(%error, "the cluster's state is not written down any more; a restart would lose changes");
                 return;
             }
@@ -154,8 +184,42 @@ impl Journal {
     ) -> anyhow::Result<()> {
         let object = object.map(serde_json::from_slice).transpose()?;
         let line = Line { resource: resource.into(), version, object, deleted };
-        serde_json::to_writer(&mut self.file, &line)?;
-        self.file.write_all(b"\n")?;
-        Ok(())
+        let mut line = serde_json::to_vec(&line)?;
+        line.push(b'\n');
+        self.bytes += line.len() as u64;
+        Ok(self.file.write_all(&line)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_journal_that_is_cut_off_keeps_what_is_whole() {
+        let directory = std::env::temp_dir().join(format!("lab-journal-{}", std::process::id()));
+        let (_, kept) = open(&directory).unwrap();
+        let store = Store::default();
+        let mut changes = store.listen();
+        let mut journal = kept.unwrap().restore(&store).unwrap();
+        let id: ResourceId = "configmaps".into();
+        let mut value = |name: &str| json!({ "metadata": { "name": name, "namespace": "n", "uid": name } });
+        store.create(&id, &mut value("a"), &[]).unwrap();
+        let b = store.create(&id, &mut value("b"), &[]).unwrap();
+        store.delete(&id, &b.key, b.resource_version).unwrap();
+        while let Ok(written) = changes.try_recv() {
+            journal.record(&written).unwrap();
+        }
+        journal.file.write_all(b"{\"resource\":\"configmaps\",\"vers").unwrap();
+        drop(journal);
+
+        let restored = Store::default();
+        let (_, kept) = open(&directory).unwrap();
+        kept.unwrap().restore(&restored).unwrap();
+        assert_eq!(restored.resource_version(), 3);
+        let names: Vec<String> = restored.list(&id).1.keys().map(|key| key.name.to_string()).collect();
+        assert_eq!(names, ["a"]);
+        fs::remove_dir_all(directory).unwrap();
     }
 }

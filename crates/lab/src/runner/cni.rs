@@ -152,6 +152,9 @@ impl Cni {
     /// Asks whether the network is ready to attach pods.
     pub async fn status(&self) -> Result<(), CniError> {
         let list = self.list()?;
+        if !list.has_status_and_gc() {
+            return Ok(());
+        }
         for plugin in &list.plugins {
             self.call("STATUS", &list.conf(plugin), None).await?;
         }
@@ -161,6 +164,9 @@ impl Cni {
     /// Tells the plugins which attachments are still wanted, so that they clean up all others.
     pub async fn gc(&self, container_ids: &[String]) -> Result<(), CniError> {
         let list = self.list()?;
+        if !list.has_status_and_gc() {
+            return Ok(());
+        }
         let valid = container_ids.iter().map(|id| json!({"containerID": id, "ifname": IFNAME}));
         let valid: Value = valid.collect();
         for plugin in list.plugins.iter().rev() {
@@ -230,6 +236,12 @@ impl Cni {
 }
 
 impl List {
+    /// Both verbs came with version 1.1; for older configurations runtimes do not use them.
+    fn has_status_and_gc(&self) -> bool {
+        let mut numbers = self.cni_version.split('.').map(|number| number.parse::<u32>().unwrap_or(0));
+        (numbers.next(), numbers.next()) >= (Some(1), Some(1))
+    }
+
     /// What one plugin of the list reads from its standard input.
     fn conf(&self, plugin: &Value) -> Value {
         let mut conf = plugin.clone();
@@ -286,6 +298,14 @@ mod tests {
             conf,
             json!({"cniVersion": "1.0.0", "name": "cilium", "type": "cilium-cni", "enable-debug": false})
         );
+    }
+
+    #[test]
+    fn verbs_by_version() {
+        for (version, expected) in [("0.4.0", false), ("1.0.0", false), ("1.1.0", true), ("2.0.0", true)] {
+            let list = List { cni_version: version.to_owned(), name: String::new(), plugins: vec![] };
+            assert_eq!(list.has_status_and_gc(), expected, "{version}");
+        }
     }
 
     #[test]

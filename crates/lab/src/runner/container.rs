@@ -78,7 +78,7 @@ pub async fn run(
     let mut crashes = 0_usize;
     loop {
         let began = Instant::now();
-        match start(job, &container) {
+        match start(job) {
             Err(why) => {
                 container.state = State::Waiting { reason: why.reason(crashes), message: why.to_string() };
                 container.ready = false;
@@ -88,6 +88,7 @@ pub async fn run(
             }
             Ok((process, cgroup)) => {
                 let started_at = Time(Timestamp::now());
+                container.restarts += i32::from(container.id.is_some());
                 container.id = Some(new_id());
                 container.state = State::Running { started_at: started_at.clone() };
                 container.ready = job.spec.readiness_probe.is_none();
@@ -118,7 +119,6 @@ pub async fn run(
                 }
                 report(&container);
                 container.last = Some(end);
-                container.restarts += 1;
                 if began.elapsed() > RESTART_FORGET {
                     crashes = 0;
                 }
@@ -181,7 +181,7 @@ impl StartError {
     }
 }
 
-fn start(job: &Job, _before: &Container) -> Result<(Process, CgroupDir), StartError> {
+fn start(job: &Job) -> Result<(Process, CgroupDir), StartError> {
     let spec = &job.spec;
     let sandbox = &job.sandbox;
     let env = environment::environment(&job.pod, spec, &job.sources)?;

@@ -345,9 +345,9 @@ impl Worker {
         loop {
             tokio::select! {
                 Some((slot, container)) = inbox.recv() => {
-                    *self.slot(slot) = container;
+                    self.take(slot, container);
                     while let Ok((slot, container)) = inbox.try_recv() {
-                        *self.slot(slot) = container;
+                        self.take(slot, container);
                     }
                     self.write_status();
                 }
@@ -367,6 +367,17 @@ impl Worker {
         }
         self.write_status();
         stopping.is_none()
+    }
+
+    /// Takes in what a container reports, and tells the user what a status does not keep.
+    fn take(&mut self, slot: Slot, container: Container) {
+        if let State::Waiting { reason, message } = &container.state {
+            let kind = if reason.ends_with("BackOff") { "BackOff" } else { "Failed" };
+            if !message.is_empty() && self.slot(slot).state != container.state {
+                self.event(kind, &format!("{reason}: {message}"));
+            }
+        }
+        *self.slot(slot) = container;
     }
 
     fn slot(&mut self, slot: Slot) -> &mut Container {
