@@ -38,7 +38,6 @@ pub mod maps;
 pub mod observe;
 pub mod packet;
 pub mod wire;
-pub mod worst;
 
 pub use family::{Family, V4, V6};
 pub use hooks::{Hook, Verdict};

@@ -1,1 +1,163 @@
-//! Not yet written.
+//! Every program, in every configuration, before the running kernel's verifier.
+//!
+//! "Every configuration" is: all switches off, all on, each alone on, each alone off, and every
+//! pair on. For the first of these a line `VERIFIER <configuration> <program> <instructions>
+//! <stack>` goes to standard output; `cargo xtask test` keeps the table of them.
+
+use std::{
+    os::fd::{AsRawFd, BorrowedFd},
+    path::Path,
+};
+
+use abi::{DatapathConfig, names};
+use kernel::datapath::{Datapath, LoadError, LoadOptions, MapSizes};
+
+use crate::fixture::{BPFFS, on_node};
+
+/// What a node can switch on and off.
+const SWITCHES: [(&str, fn(&mut DatapathConfig)); 7] = [
+    ("ipv4", |config| config.enable_ipv4 = 1),
+    ("ipv6", |config| config.enable_ipv6 = 1),
+    ("tunnel", |config| {
+        config.tunnel = abi::config::TUNNEL_VXLAN;
+        config.tunnel_ifindex = 1;
+    }),
+    ("aggregation", |config| config.monitor_aggregation = abi::config::AGGREGATION_MEDIUM),
+    ("drop-events", |config| config.drop_events = 1),
+    ("trace-events", |config| config.trace_events = 1),
+    ("debug-events", |config| config.debug_events = 1),
+];
+const ALL: u32 = (1 << SWITCHES.len()) - 1;
+/// Bytes of stack that the kernel gives a program.
+const STACK_MAX: u32 = 512;
+/// A tenth of what the kernel allows, so that what is to come has room.
+const INSTRUCTIONS_MAX: u32 = 100_000;
+
+#[test]
+fn every_program_loads_in_every_configuration() {
+    const NAME: &str = "every_program_loads_in_every_configuration";
+    on_node(NAME, || {
+        for set in configurations() {
+            let is_shown = set == 0 || set == ALL || set.count_ones() == 1;
+            let datapath = match load(set) {
+                Err(error @ LoadError::NotBuilt) => {
+                    eprintln!("SKIPPED: {NAME}: {error}");
+                    return;
+                }
+                loaded => loaded.unwrap_or_else(|error| panic!("{}: {error}", name(set))),
+            };
+            let stats = datapath.stats();
+            // Without a tunnel there is no tunnel device to attach to.
+            let unneeded = if set >> 2 & 1 == 0 { 2 } else { 0 };
+            assert_eq!(stats.len(), names::PROGRAMS.len() - unneeded);
+            for program in stats {
+                let stack = stack_len(datapath.program(&program.name).expect("a loaded program"));
+                let shown = format!("{} {}", name(set), program.name);
+                assert!(program.verified_insns < INSTRUCTIONS_MAX, "{shown}");
+                assert!(stack <= STACK_MAX, "{shown}: {stack}");
+                if is_shown {
+                    println!("VERIFIER {shown} {} {stack}", program.verified_insns);
+                }
+            }
+            datapath.remove_old_generations().expect("old generations go");
+        }
+    });
+}
+
+/// What is switched off costs nothing: the kernel drops its code.
+#[test]
+fn what_is_off_is_not_there() {
+    const NAME: &str = "what_is_off_is_not_there";
+    on_node(NAME, || {
+        let size = |set| {
+            let datapath = match load(set) {
+                Err(LoadError::NotBuilt) => return None,
+                loaded => loaded.expect("loads"),
+            };
+            let stats = datapath.stats();
+            let program = stats.iter().find(|program| program.name == names::FROM_CONTAINER);
+            Some(program.expect("from-container").insns)
+        };
+        let (Some(off), Some(v4), Some(v6), Some(all)) = (size(0), size(1), size(2), size(ALL))
+        else {
+            eprintln!("SKIPPED: {NAME}: {}", LoadError::NotBuilt);
+            return;
+        };
+        // Both families off leaves the lookup of the device and a drop.
+        assert!(off < 200, "{off}");
+        assert!(off < v4 && v4 < all && v6 < all, "{off} {v4} {v6} {all}");
+    });
+}
+
+fn configurations() -> Vec<u32> {
+    let mut sets = vec![0, ALL];
+    for a in 0..SWITCHES.len() {
+        sets.push(1 << a);
+        sets.push(ALL & !(1 << a));
+        sets.extend((0..a).map(|b| 1 << a | 1 << b));
+    }
+    sets.sort_unstable();
+    sets.dedup();
+    sets
+}
+
+fn name(set: u32) -> String {
+    let on = |(i, (name, _)): (usize, &(&'static str, _))| (set >> i & 1 != 0).then_some(*name);
+    match set {
+        0 => "all-off".to_owned(),
+        ALL => "all-on".to_owned(),
+        _ => SWITCHES.iter().enumerate().filter_map(on).collect::<Vec<_>>().join("+"),
+    }
+}
+
+fn load(set: u32) -> Result<Datapath, LoadError> {
+    let mut config = DatapathConfig { trace_payload_len: 128, ..DatapathConfig::default() };
+    for (i, (_, switch_on)) in SWITCHES.iter().enumerate() {
+        if set >> i & 1 != 0 {
+            switch_on(&mut config);
+        }
+    }
+    let sizes = MapSizes { ipcache: 1024, ipcache_hosts: 1024, ..MapSizes::default() };
+    Datapath::load(&LoadOptions { bpffs: Path::new(BPFFS), config, sizes })
+}
+
+/// Bytes of stack that a program takes, read from its machine code: `sub rsp, <bytes>` is in the
+/// first instructions of a function that has any. The verifier tells only in its log.
+fn stack_len(program: BorrowedFd<'_>) -> u32 {
+    const OBJ_GET_INFO_BY_FD: u32 = 15;
+    #[repr(C)]
+    #[derive(Default)]
+    struct Info {
+        kind: u32,
+        id: u32,
+        tag: [u8; 8],
+        jited_len: u32,
+        xlated_len: u32,
+        jited: u64,
+    }
+    #[repr(C)]
+    struct Attr {
+        fd: u32,
+        info_len: u32,
+        info: u64,
+    }
+    let mut code = vec![0_u8; 64 << 10];
+    let mut info =
+        Info { jited_len: code.len() as u32, jited: code.as_mut_ptr() as u64, ..Info::default() };
+    let mut attr = Attr {
+        fd: program.as_raw_fd() as u32,
+        info_len: size_of::<Info>() as u32,
+        info: (&raw mut info) as u64,
+    };
+    let attr_len = size_of::<Attr>();
+    // SAFETY: the kernel writes at most `info_len` bytes to `info` and `jited_len` to `code`.
+    let failed =
+        unsafe { libc::syscall(libc::SYS_bpf, OBJ_GET_INFO_BY_FD, &raw mut attr, attr_len) };
+    assert_eq!(failed, 0, "{}", std::io::Error::last_os_error());
+    let prologue = &code[..(info.jited_len as usize).min(40)];
+    let is_sub = |window: &[u8]| window[..3] == [0x48, 0x81, 0xec];
+    match prologue.windows(7).find(|window| is_sub(window)) {
+        Some(window) => u32::from_le_bytes([window[3], window[4], window[5], window[6]]),
+        None => 0,
+    }
+}
