@@ -4,7 +4,7 @@
 //! the kernel and checks every buffer against them, so its methods are safe.
 
 use std::{
-    ffi::CString,
+    ffi::{CStr, CString},
     fs, io,
     os::{
         fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
@@ -24,12 +24,14 @@ pub(crate) enum Command {
     MapLookup = 1,
     MapUpdate = 2,
     MapDelete = 3,
+    ProgLoad = 5,
     ObjPin = 6,
     ObjGet = 7,
     ProgTestRun = 10,
     MapGetFdById = 14,
     InfoByFd = 15,
     BtfLoad = 18,
+    MapFreeze = 22,
     MapLookupBatch = 24,
     MapUpdateBatch = 26,
     LinkCreate = 28,
@@ -129,6 +131,115 @@ pub(crate) fn btf_load(btf: &[u8]) -> io::Result<OwnedFd> {
     };
     // SAFETY: `btf` lives through the call and its length is given.
     unsafe { bpf(Command::BtfLoad, &mut attr) }.map(owned)
+}
+
+/// What a program is loaded from.
+#[derive(Clone, Copy)]
+pub(crate) struct ProgLoad<'a> {
+    pub name: &'a str,
+    /// Instructions of eight bytes.
+    pub instructions: &'a [u8],
+    pub license: &'a CStr,
+    pub btf: Option<BorrowedFd<'a>>,
+    /// Which instruction begins which function, and the length of a record.
+    pub func_info: (&'a [u8], usize),
+    /// Which instruction comes from which line, and the length of a record.
+    pub line_info: (&'a [u8], usize),
+}
+
+const PROG_TYPE_SCHED_CLS: u32 = 3;
+/// Verifier log: instruction by instruction.
+pub(crate) const LOG_INSTRUCTIONS: u32 = 1;
+/// Verifier log: a summary with instructions and stack.
+pub(crate) const LOG_STATS: u32 = 4;
+
+/// Has a tc program verified and compiled. The verifier's words are in `log` afterwards, ended by
+/// a zero; where it is too small, its end is missing and the call fails with ENOSPC.
+pub(crate) fn prog_load(
+    program: &ProgLoad<'_>,
+    log_level: u32,
+    log: &mut [u8],
+) -> io::Result<OwnedFd> {
+    #[derive(FromBytes, IntoBytes)]
+    #[repr(C)]
+    struct Attr {
+        prog_type: u32,
+        insn_cnt: u32,
+        insns: u64,
+        license: u64,
+        log_level: u32,
+        log_size: u32,
+        log_buf: u64,
+        kern_version: u32,
+        prog_flags: u32,
+        name: [u8; 16],
+        ifindex: u32,
+        expected_attach_type: u32,
+        btf_fd: u32,
+        func_info_rec_size: u32,
+        func_info: u64,
+        func_info_cnt: u32,
+        line_info_rec_size: u32,
+        line_info: u64,
+        line_info_cnt: u32,
+        pad: u32,
+    }
+    // Function and line information mean nothing without the types.
+    let table = |(bytes, record): (&[u8], usize)| match program.btf {
+        Some(_) if record > 0 => (address(bytes), (bytes.len() / record) as u32, record as u32),
+        _ => (0, 0, 0),
+    };
+    let (func_info, func_info_cnt, func_info_rec_size) = table(program.func_info);
+    let (line_info, line_info_cnt, line_info_rec_size) = table(program.line_info);
+    let mut attr = Attr {
+        prog_type: PROG_TYPE_SCHED_CLS,
+        insn_cnt: (program.instructions.len() / 8) as u32,
+        insns: address(program.instructions),
+        license: address(program.license.to_bytes_with_nul()),
+        log_level,
+        log_size: log.len() as u32,
+        log_buf: log.as_mut_ptr() as u64,
+        kern_version: 0,
+        prog_flags: 0,
+        name: object_name(program.name),
+        ifindex: 0,
+        expected_attach_type: 0,
+        btf_fd: program.btf.map_or(0, |btf| btf.as_raw_fd() as u32),
+        func_info_rec_size,
+        func_info,
+        func_info_cnt,
+        line_info_rec_size,
+        line_info,
+        line_info_cnt,
+        pad: 0,
+    };
+    // SAFETY: each address is of a buffer that lives through the call, with its length or number
+    // of records beside it; the license ends in zero.
+    unsafe { bpf(Command::ProgLoad, &mut attr) }.map(owned)
+}
+
+/// Makes a map constant: no more writes from user space, and the verifier may believe its values.
+pub(crate) fn map_freeze(map: BorrowedFd<'_>) -> io::Result<()> {
+    let mut attr: [u32; 1] = [map.as_raw_fd() as u32];
+    // SAFETY: no addresses.
+    unsafe { bpf(Command::MapFreeze, &mut attr) }.map(drop)
+}
+
+/// `struct bpf_prog_info`, the beginning.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub(crate) struct ProgInfo {
+    pub prog_type: u32,
+    pub id: u32,
+    pub tag: [u8; 8],
+    pub jited_len: u32,
+    /// Bytes after the verifier's rewriting.
+    pub xlated_len: u32,
+    /// Where the kernel would write instructions, maps and lines, were it not zero; and figures
+    /// that nobody here reads.
+    pub unused: [u64; 24],
+    pub verified_insns: u32,
+    pub attach_btf_obj_id: u32,
 }
 
 #[derive(FromBytes, IntoBytes)]

@@ -14,8 +14,10 @@
 
 mod attach;
 mod maps;
+mod object;
 
 use std::{
+    error::Error,
     fs, io,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
@@ -23,11 +25,6 @@ use std::{
 };
 
 use abi::{DatapathConfig, names};
-use aya::{
-    EbpfError, EbpfLoader,
-    programs::{Program, ProgramError, SchedClassifier},
-};
-use zerocopy::IntoBytes;
 
 pub use self::{
     attach::AttachError,
@@ -56,15 +53,22 @@ pub enum LoadError {
     #[error(transparent)]
     Map(#[from] MapError),
     /// The object file is not as it should be, or the kernel lacks what it needs.
-    #[error("load the BPF object: {0}")]
-    Object(#[source] EbpfError),
+    #[error("{action} the BPF object: {source}")]
+    Object {
+        /// What we were doing.
+        action: &'static str,
+        /// What is wrong with it.
+        source: Box<dyn Error + Send + Sync>,
+    },
     /// The verifier refused a program.
-    #[error("load program {name}: {source}")]
+    #[error("load program {name}: {source}\n{log}")]
     Program {
         /// The program.
         name: String,
-        /// The verifier's words are in here.
-        source: ProgramError,
+        /// What the kernel said.
+        source: io::Error,
+        /// The end of the verifier's walk, which says what it did not like.
+        log: String,
     },
     /// A file operation in the BPF file system failed.
     #[error("{action} {}: {source}", path.display())]
@@ -105,6 +109,8 @@ pub struct ProgramStats {
     pub insns: u32,
     /// Instructions the verifier walked through; its limit is a million.
     pub verified_insns: u32,
+    /// Bytes of stack: its own and those of the deepest function that is not inlined.
+    pub stack_bytes: u32,
     /// Bytes of machine code.
     pub jited_len: u32,
     /// How long the kernel took to verify and compile it.
@@ -150,7 +156,9 @@ impl Datapath {
             return Err(LoadError::NoBpffs(options.bpffs.to_owned()));
         }
         let maps = Maps::open_or_create(options.bpffs, &options.sizes)?;
-        let programs = load_programs(options, object)?;
+        let pins = maps::pins(options.bpffs).collect();
+        let programs =
+            object::load(object, &options.config, &pins, |name| needed(name, &options.config))?;
         let mut datapath = Self {
             maps,
             bpffs: options.bpffs.to_owned(),
@@ -235,56 +243,10 @@ impl Datapath {
     }
 }
 
-/// Loads every program of the object that the configuration needs.
-fn load_programs(
-    options: &LoadOptions<'_>,
-    object: &[u8],
-) -> Result<Vec<LoadedProgram>, LoadError> {
-    let pins: Vec<_> = maps::pins(options.bpffs).collect();
-    let mut loader = EbpfLoader::new();
-    // The programs use no types of the kernel, so nothing is relocated against them.
-    loader.btf(None).override_global("CONFIG", options.config.as_bytes(), true);
-    for (name, path) in &pins {
-        loader.map_pin_path(name, path.as_path());
-    }
-    let mut ebpf = loader.load(object).map_err(LoadError::Object)?;
-    let mut programs = Vec::new();
-    for (name, program) in ebpf.programs_mut() {
-        if let Program::SchedClassifier(program) = program
-            && needed(name, &options.config)
-        {
-            let loaded = load_program(name, program)
-                .map_err(|source| LoadError::Program { name: name.to_owned(), source })?;
-            programs.push(loaded);
-        }
-    }
-    programs.sort_by(|a, b| a.stats.name.cmp(&b.stats.name));
-    Ok(programs)
-}
-
 /// What is switched off is not even loaded.
 fn needed(program: &str, config: &DatapathConfig) -> bool {
     let overlay = program == names::FROM_OVERLAY || program == names::TO_OVERLAY;
     !overlay || config.tunnel != abi::config::TUNNEL_OFF
-}
-
-fn load_program(name: &str, program: &mut SchedClassifier) -> Result<LoadedProgram, ProgramError> {
-    let started = Instant::now();
-    program.load()?;
-    let load_duration = started.elapsed();
-    let info = program.info()?;
-    let stats = ProgramStats {
-        name: name.to_owned(),
-        id: info.id(),
-        tag: info.tag(),
-        // An instruction is 8 bytes.
-        insns: info.size_translated().unwrap_or(0) / 8,
-        verified_insns: info.verified_instruction_count().unwrap_or(0),
-        jited_len: info.size_jitted(),
-        load_duration,
-    };
-    let fd = program.fd()?.as_fd().try_clone_to_owned();
-    Ok(LoadedProgram { fd: fd.map_err(ProgramError::IOError)?, stats })
 }
 
 /// The directories of generations, lowest first.

@@ -11,12 +11,12 @@ use std::{
 };
 
 use abi::{
-    AddressKey,
+    AddressKey, DatapathConfig,
     endpoint::{DeviceEndpoint, ENDPOINT_F_HOST, EndpointInfo},
     names,
 };
 use kernel::{
-    datapath::{Datapath, MapSizes},
+    datapath::{Datapath, LoadOptions, MapSizes},
     map::{Map, Origin},
     netlink::{Netlink, TcHook, VethSpec},
 };
@@ -33,8 +33,12 @@ fn programs_load_within_their_budget() {
         eprintln!("all programs loaded in {:?}", datapath.load_duration());
         for program in &stats {
             eprintln!(
-                "{:20} {:5} instructions, {:6} verified, {:?}",
-                program.name, program.insns, program.verified_insns, program.load_duration
+                "{:20} {:5} instructions, {:6} verified, stack {:3}, {:?}",
+                program.name,
+                program.insns,
+                program.verified_insns,
+                program.stack_bytes,
+                program.load_duration
             );
         }
         let mut expected = names::PROGRAMS.to_vec();
@@ -54,6 +58,21 @@ fn programs_load_within_their_budget() {
             .map(|again| again.load_duration())
             .fold(datapath.load_duration(), Duration::min);
         assert!(best <= budget, "{best:?}");
+    });
+}
+
+#[test]
+fn what_is_no_object_is_refused() {
+    on_node("what_is_no_object_is_refused", || {
+        let options = LoadOptions {
+            bpffs: Path::new(BPFFS),
+            config: DatapathConfig::default(),
+            sizes: MapSizes::default(),
+        };
+        let error = Datapath::load_object(&options, b"not an object").unwrap_err();
+        assert!(error.to_string().starts_with("parse the BPF object: "), "{error}");
+        let error = Datapath::load(&LoadOptions { bpffs: Path::new("/tmp"), ..options });
+        assert!(error.unwrap_err().to_string().contains("mount -t bpf bpffs /tmp"));
     });
 }
 
