@@ -15,6 +15,9 @@ use super::container::Sandbox;
 use crate::place::CgroupDir;
 use crate::process::{Command, PATH};
 
+/// Pause after the first probe; each one after it is twice as long, up to the probe's period.
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+
 /// What a probe is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -54,12 +57,14 @@ impl Prober {
         sleep(seconds(self.probe.initial_delay_seconds, 0)).await;
         let (mut good, mut bad) = (0, 0);
         let mut told = None;
+        let mut pause = FIRST_PAUSE;
         loop {
             let success = timeout(patience, self.once(patience)).await.unwrap_or(false);
             (good, bad) = if success { (good + 1, 0) } else { (0, bad + 1) };
             let verdict = match () {
                 () if good >= needed_good => Some(true),
-                () if bad >= needed_bad => Some(false),
+                // Failures while it starts say nothing yet: it counts as not ready anyway.
+                () if bad >= needed_bad && (told.is_some() || pause >= period) => Some(false),
                 () => told,
             };
             if verdict != told {
@@ -68,8 +73,9 @@ impl Prober {
                     return;
                 }
             }
-            // A container that is not ready yet is asked more often, so that it starts fast.
-            sleep(if told.is_none() { period.min(Duration::from_secs(1)) } else { period }).await;
+            // A container that is just starting is asked more often, so that nobody waits for it.
+            sleep(if told.is_none() { pause.min(period) } else { period }).await;
+            pause *= 2;
         }
     }
 
