@@ -22,7 +22,7 @@ use crate::tables::{
 };
 
 /// Routes that we made carry this protocol number, so that we know ours from an administrator's.
-pub const ROUTE_PROTOCOL: u8 = 99;
+pub const ROUTE_PROTOCOL: u8 = 101;
 
 /// What of this node the controllers depend on; fixed while the agent runs.
 #[derive(Debug, Clone, PartialEq, Eq)]

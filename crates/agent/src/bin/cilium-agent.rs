@@ -1,5 +1,6 @@
 //! `cilium-agent`: reads its options, then hands over to [`agent::wiring::run`].
 
+use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use anyhow::Context;
@@ -57,5 +58,7 @@ fn log_to_stderr(loaded: &Loaded) {
     let level = if loaded.config.debug { "debug" } else { "info" };
     let default = format!("{level},kube=warn,hyper=warn,tower=warn,rustls=warn");
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let ansi = std::io::stderr().is_terminal();
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    log.with_ansi(ansi).init();
 }

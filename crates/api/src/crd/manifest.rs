@@ -53,6 +53,8 @@ struct Names<'a> {
 
 fn manifest(names: &Names<'_>, columns: &[Value], schema: &Value) -> Value {
     let Names { kind, plural, short, scope } = names;
+    // A CiliumEndpoint is nothing but its status, which Cilium writes with the object.
+    let subresources = if *kind == "CiliumEndpoint" { json!({}) } else { json!({"status": {}}) };
     json!({
         "apiVersion": "apiextensions.k8s.io/v1",
         "kind": "CustomResourceDefinition",
@@ -77,7 +79,7 @@ fn manifest(names: &Names<'_>, columns: &[Value], schema: &Value) -> Value {
                 "storage": true,
                 "additionalPrinterColumns": columns,
                 "schema": {"openAPIV3Schema": schema},
-                "subresources": {"status": {}},
+                "subresources": subresources,
             }],
         },
     })
