@@ -78,15 +78,21 @@ fn words(cidrs: &[IpNet]) -> String {
 }
 
 /// Starts the jobs that give prefixes out of `pools`.
+///
+/// Without pools there is nothing to give: the nodes' prefixes are someone else's.
 pub fn start(jobs: &Group, client: &kube::Client, pools: Vec<Pool>) {
+    if pools.is_empty() {
+        return;
+    }
     let api: Api<CiliumNode> = Api::all(client.clone());
     let (nodes, node_writer) = Table::new("nodes");
     let (assignments, assignment_writer) = Table::new("assignments");
 
     let watched = node_writer.initializer("ciliumnodes");
     jobs.spawn("watch-nodes", |job| watch(api.clone(), node_writer, watched, job));
+    let assigned = assignment_writer.initializer("allocator");
     jobs.spawn("assign-pod-cidrs", |job| {
-        assign(nodes, assignment_writer, Allocator::new(pools), job)
+        assign(nodes, assignment_writer, assigned, Allocator::new(pools), job)
     });
     let target = NodeTarget { api, known: BTreeMap::new() };
     let (reconciler, _progress) = Reconciler::new(&assignments, target, Pace::default());
@@ -144,9 +150,11 @@ fn row(node: &CiliumNode) -> NodeRow {
 async fn assign(
     nodes: Table<NodeRow>,
     writer: Writer<AssignmentRow>,
+    initializer: Initializer<AssignmentRow>,
     mut allocator: Allocator,
     job: Job,
 ) -> Result<(), TargetError> {
+    let mut initializer = Some(initializer);
     let mut changes = nodes.changes();
     loop {
         tokio::select! {
@@ -170,6 +178,7 @@ async fn assign(
             cidrs: assignment.cidrs,
             error: assignment.error.map(|error| error.to_string()).unwrap_or_default(),
         }));
+        initializer.take().into_iter().for_each(Initializer::done);
         match failing {
             0 => job.ok(format!("{} nodes", claims.len())),
             _ => job.degraded(format!("{failing} of {} nodes lack a podCIDR", claims.len())),

@@ -133,6 +133,14 @@ impl Group {
         Self { stop: CancellationToken::new(), tasks: TaskTracker::new(), health }
     }
 
+    /// A group within this one: it stops with it and shares its health lines, and can be shut down,
+    /// and joined, alone.
+    #[must_use]
+    pub fn child(&self) -> Self {
+        let (stop, tasks) = (self.stop.child_token(), TaskTracker::new());
+        Self { stop, tasks, health: self.health.clone() }
+    }
+
     /// The health lines of all jobs; those of jobs that have ended stay.
     pub fn health(&self) -> &Table<Health> {
         self.health.table()

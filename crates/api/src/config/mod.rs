@@ -25,6 +25,7 @@ pub use value::{
 };
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use model::LabelFilter;
@@ -185,6 +186,12 @@ options! {
         "Length of a node's IPv6 prefix.";
     OPERATOR "operator-api-serve-addr" operator_api_serve_addr: ListenAddress = "localhost:9234",
         "Address of /healthz; empty switches it off.";
+    OPERATOR "leader-election-lease-duration" leader_election_lease_duration: Duration = "15s",
+        "How long the other operators wait for a leader that has gone silent.";
+    OPERATOR "leader-election-renew-deadline" leader_election_renew_deadline: Duration = "10s",
+        "How long a leader works on that cannot renew its lease; shorter than the lease.";
+    OPERATOR "leader-election-retry-period" leader_election_retry_period: Duration = "2s",
+        "Time between two attempts to renew or to take the lease.";
 }
 
 impl Default for Config {
@@ -225,6 +232,14 @@ impl Config {
         }
         if program == Program::Agent && self.mtu != 0 && !(1280..=65_520).contains(&self.mtu) {
             return refuse("mtu", self.mtu.to_string(), "write 0 or a number from 1280 to 65520");
+        }
+        let lease = self.leader_election_lease_duration;
+        let [renew, retry] =
+            [self.leader_election_renew_deadline, self.leader_election_retry_period];
+        if program == Program::Operator && !(retry < renew && renew < lease) {
+            let reason = "it must be longer than leader-election-retry-period \
+                and shorter than leader-election-lease-duration";
+            return refuse("leader-election-renew-deadline", format!("{renew:?}"), reason);
         }
         Ok(())
     }

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use model::LabelFilter;
@@ -74,6 +75,37 @@ impl OptionValue for Option<PathBuf> {
 
     fn parse(text: &str) -> Result<Self, String> {
         if text.is_empty() { Ok(None) } else { Ok(Some(PathBuf::from(text))) }
+    }
+}
+
+impl OptionValue for Duration {
+    const KIND: &'static str = "time, as in 1m30s";
+
+    /// Reads what Go's `ParseDuration` reads, but for signs: numbers with units, one after the other.
+    fn parse(text: &str) -> Result<Self, String> {
+        let wrong = || "write a time, as in 15s, 1m30s or 100ms".to_owned();
+        let mut total = Self::ZERO;
+        let mut rest = text;
+        while !rest.is_empty() && rest != "0" {
+            let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.').ok_or_else(wrong)?;
+            let (number, after) = rest.split_at(digits);
+            let unit = after.find(|c: char| c.is_ascii_digit()).unwrap_or(after.len());
+            let (unit, after) = after.split_at(unit);
+            let seconds = match unit {
+                "h" => 3600.0,
+                "m" => 60.0,
+                "s" => 1.0,
+                "ms" => 1e-3,
+                "us" | "µs" => 1e-6,
+                "ns" => 1e-9,
+                _ => return Err(wrong()),
+            };
+            let number: f64 = number.parse().map_err(|_| wrong())?;
+            let part = Self::try_from_secs_f64(number * seconds).map_err(|_| wrong())?;
+            total = total.checked_add(part).ok_or_else(wrong)?;
+            rest = after;
+        }
+        Ok(total)
     }
 }
 
@@ -263,4 +295,22 @@ words! {
         /// As medium.
         Maximum = "maximum" | "max" | "4",
     } else []
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_read_as_go_writes_them() {
+        let parse = <Duration as OptionValue>::parse;
+        assert_eq!(parse("15s"), Ok(Duration::from_secs(15)));
+        assert_eq!(parse("2h13m20s"), Ok(Duration::from_secs(8000)));
+        assert_eq!(parse("1.5s"), Ok(Duration::from_millis(1500)));
+        assert_eq!(parse("100ms"), Ok(Duration::from_millis(100)));
+        assert_eq!(parse("0"), Ok(Duration::ZERO));
+        for bad in ["15", "s", "-1s", "1x", "1..5s", "99999999999999999999999h"] {
+            assert!(parse(bad).is_err(), "{bad:?}");
+        }
+    }
 }

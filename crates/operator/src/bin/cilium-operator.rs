@@ -1,14 +1,16 @@
 //! `cilium-operator`: see the `operator` library. Wiring and the process's life only.
 
+use std::io::IsTerminal;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context;
 use api::config::{Config, Invocation, IpamMode, Loaded, Program};
 use model::IpFamily;
+use operator::leader::Candidate;
 use operator::pool::Pool;
 use operator::{client, crds, health, node_ipam};
-use statedb::job::{Group, Job};
+use statedb::job::{Group, Job, StillRunning};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
@@ -49,9 +51,16 @@ fn main() -> ExitCode {
 
 /// Logs to stderr; `RUST_LOG` goes before the option.
 fn init_log(debug: bool) {
+    // Failed requests are told once, by who made them.
+    let quiet = "kube_client::client::builder=off";
     let level = if debug { "info,operator=debug,statedb=debug" } else { "info" };
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let filter = EnvFilter::try_from_default_env()
+        .unwrap_or_else(|_| EnvFilter::new(format!("{level},{quiet}")));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_writer(std::io::stderr)
+        .init();
 }
 
 /// Runs until a signal comes or a job fails.
@@ -74,8 +83,10 @@ async fn run(loaded: Loaded) -> anyhow::Result<()> {
     }
     let group = jobs.clone();
     jobs.spawn("custom-resources", |job| async move {
-        if install_crds(&kubernetes, &job).await && !pools.is_empty() {
-            node_ipam::start(&group, &kubernetes, pools);
+        if install_crds(&kubernetes, &job).await {
+            let candidate = Candidate::new(&kubernetes, &config, identity()?);
+            let start = move |jobs: &Group| node_ipam::start(jobs, &kubernetes, pools.clone());
+            start_leader(&group, candidate, start);
         }
         Ok::<(), anyhow::Error>(())
     });
@@ -89,6 +100,40 @@ async fn run(loaded: Loaded) -> anyhow::Result<()> {
     };
     jobs.shutdown(SHUTDOWN_DEADLINE).await?;
     Ok(ended?)
+}
+
+/// Does what only the leader does, whenever we are. Without a lease the work stops, so that two
+/// operators never give the same prefix, and begins anew from what the objects say.
+fn start_leader(
+    jobs: &Group,
+    mut candidate: Candidate,
+    start: impl Fn(&Group) + Send + Sync + 'static,
+) {
+    let group = jobs.clone();
+    jobs.spawn("leader-election", |job| async move {
+        while candidate.win(&job).await {
+            let leading = group.child();
+            start(&leading);
+            let led = candidate.lead(&job).await;
+            leading.shutdown(SHUTDOWN_DEADLINE).await?;
+            let Err(lost) = led else { break };
+            let lost = format!("{:#}", anyhow::Error::from(lost));
+            tracing::warn!("{lost}");
+            job.degraded(lost);
+        }
+        Ok::<(), StillRunning>(())
+    });
+}
+
+/// Who we are among the operators: the node's name.
+fn identity() -> anyhow::Result<String> {
+    match std::env::var("K8S_NODE_NAME") {
+        Ok(name) if !name.is_empty() => Ok(name),
+        _ => {
+            let name = std::fs::read_to_string("/proc/sys/kernel/hostname");
+            Ok(name.context("cannot read the name of this host")?.trim().to_owned())
+        }
+    }
 }
 
 /// The pools of the families that are on; none where the nodes' prefixes are not ours to give.
