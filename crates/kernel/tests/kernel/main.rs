@@ -8,6 +8,7 @@
 mod differential;
 mod events;
 mod fixture;
+mod harness;
 mod loader;
 mod maps;
 mod netlink;
