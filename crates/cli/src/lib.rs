@@ -35,9 +35,9 @@ pub fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Lab(command) => return lab::command::run(command),
         Command::Completion { shell } => {
-            let mut command = Cli::command();
-            clap_complete::generate(shell, &mut command, "cilium", &mut std::io::stdout());
-            return ExitCode::SUCCESS;
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "cilium", &mut script);
+            output::print(&String::from_utf8_lossy(&script)).map(|()| Outcome::Complete)
         }
         command => run(command),
     };
@@ -45,7 +45,7 @@ pub fn main() -> ExitCode {
         Ok(Outcome::Complete) => ExitCode::SUCCESS,
         Ok(Outcome::Partial) => ExitCode::FAILURE,
         Err(error) => {
-            eprintln!("Error: {error:#}");
+            eprintln!("Error: {:#}", output::explain(error));
             ExitCode::FAILURE
         }
     }

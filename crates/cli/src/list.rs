@@ -302,7 +302,7 @@ pub(crate) fn render_maps(maps: &BpfMapList, verbose: bool) -> String {
             cached.to_string(),
         ];
         if verbose {
-            let memory = map.memory_bytes.map(|bytes| format!("{} KiB", bytes / 1024));
+            let memory = map.memory_bytes.map(|bytes| format!("{} KiB", bytes.div_ceil(1024)));
             row.extend([map.max_entries.to_string(), memory.unwrap_or_default()]);
         }
         table.row(row);

@@ -1,11 +1,14 @@
 //! `cilium monitor`: what the datapath does with packets, live from one or many agents.
 //!
-//! A thread per agent reads its stream; one channel brings the events together.
+//! A thread per agent reads its stream; one channel brings the events together. The nodes of a lab
+//! share a clock, so the events of several nodes are put in order of time, and a packet's way reads
+//! from its sender to its receiver.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::io::{ErrorKind, IsTerminal, Write};
 use std::net::IpAddr;
-use std::sync::mpsc::{self, Receiver, SyncSender};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
 use api::rest::monitor::Frame;
@@ -16,10 +19,13 @@ use serde::Serialize;
 
 use crate::args::{self, Format};
 use crate::nodes::{Node, Nodes};
-use crate::output::{Outcome, encode, explain};
+use crate::output::{Outcome, Style, encode, explain};
 
 /// Events that may wait to be printed. Beyond, the agents wait, and count what they drop.
 const QUEUE_LEN_MAX: usize = 4_096;
+/// How long an event of several nodes waits for older ones: agents read their rings by turns of
+/// half of it.
+const REORDER: Duration = Duration::from_millis(150);
 
 pub(crate) fn run(args: &args::Monitor) -> Result<Outcome> {
     let nodes = Nodes::select(&args.whom)?;
@@ -35,7 +41,8 @@ pub(crate) fn run(args: &args::Monitor) -> Result<Outcome> {
         eprintln!("Listening for events on {}; press Ctrl-C to quit", of_how_many(&nodes));
     }
     let output = if args.json { Some(Format::Json) } else { args.output };
-    let printer = Printer { nodes: &nodes, output, numeric: args.numeric };
+    let printer =
+        Printer { nodes: &nodes, output, numeric: args.numeric, style: Style::of_stdout() };
     printer.print_all(&receiver, &filter)
 }
 
@@ -69,6 +76,7 @@ struct Printer<'a> {
     nodes: &'a Nodes,
     output: Option<Format>,
     numeric: bool,
+    style: Style,
 }
 
 impl Printer<'_> {
@@ -76,30 +84,34 @@ impl Printer<'_> {
     fn print_all(&self, events: &Receiver<(usize, Message)>, filter: &Filter) -> Result<Outcome> {
         let mut stdout = std::io::BufWriter::new(std::io::stdout().lock());
         let mut outcome = Outcome::Complete;
+        let mut queue = Queue::new(if self.nodes.sections { REORDER } else { Duration::ZERO });
         loop {
-            // What was written is seen as soon as there is nothing more to write.
-            let next = match events.try_recv() {
-                Ok(next) => Some(next),
-                Err(_) => {
-                    if is_closed(stdout.flush())? {
-                        return Ok(outcome);
-                    }
-                    events.recv().ok()
-                }
+            let received = match queue.patience() {
+                None => events.recv().map_err(|_| RecvTimeoutError::Disconnected),
+                Some(patience) => events.recv_timeout(patience),
             };
-            let Some((node, message)) = next else { return Ok(outcome) };
-            let text = match message {
-                Message::Frame(frame) => self.text(node, &frame, filter)?,
-                Message::Ended(error) => {
+            let has_ended = match received {
+                Ok((node, Message::Frame(frame))) => {
+                    queue.push(node, frame);
+                    false
+                }
+                Ok((node, Message::Ended(error))) => {
                     outcome = Outcome::Partial;
                     let why = error.map(|error| format!(": {error}")).unwrap_or_default();
                     eprintln!("{}: the agent ended the stream{why}", self.nodes.all[node].label());
-                    None
+                    false
                 }
+                Err(RecvTimeoutError::Timeout) => false,
+                Err(RecvTimeoutError::Disconnected) => true,
             };
-            if let Some(text) = text
-                && is_closed(stdout.write_all(text.as_bytes()))?
-            {
+            while let Some((node, frame)) = queue.pop(has_ended) {
+                if let Some(text) = self.text(node, &frame, filter)?
+                    && is_closed(stdout.write_all(text.as_bytes()))?
+                {
+                    return Ok(outcome);
+                }
+            }
+            if queue.is_empty() && is_closed(stdout.flush())? || has_ended {
                 return Ok(outcome);
             }
         }
@@ -126,11 +138,54 @@ impl Printer<'_> {
         let prefix = name.map(|name| format!("{name}: ")).unwrap_or_default();
         Ok(Some(match &described {
             Described::Event(event) => {
-                format!("{prefix}{}\n", Line { event, numeric: self.numeric })
+                let line = Line { event, numeric: self.numeric };
+                match event {
+                    Event::Drop(_) => format!("{prefix}{}\n", self.style.bad(line)),
+                    _ => format!("{prefix}{line}\n"),
+                }
             }
             Described::Lost { count } => format!("{prefix}Lost {count} events\n"),
             Described::Unknown { error } => format!("{prefix}{error}\n"),
         }))
+    }
+}
+
+/// Events of several nodes that wait for older ones.
+struct Queue {
+    window: Duration,
+    /// By time of the event, then by arrival; with the time of arrival.
+    waiting: BTreeMap<(u64, u64), (Instant, usize, Frame)>,
+    arrived: u64,
+}
+
+impl Queue {
+    fn new(window: Duration) -> Self {
+        Self { window, waiting: BTreeMap::new(), arrived: 0 }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.waiting.is_empty()
+    }
+
+    fn push(&mut self, node: usize, frame: Frame) {
+        let (Frame::Event { timestamp_ns, .. } | Frame::Lost { timestamp_ns, .. }) = &frame;
+        self.arrived += 1;
+        self.waiting.insert((*timestamp_ns, self.arrived), (Instant::now(), node, frame));
+    }
+
+    /// How long until the oldest event has waited enough; `None` where none waits.
+    fn patience(&self) -> Option<Duration> {
+        let (_, (arrived, ..)) = self.waiting.first_key_value()?;
+        Some(self.window.saturating_sub(arrived.elapsed()))
+    }
+
+    /// The oldest event, if it has waited enough or nothing more comes.
+    fn pop(&mut self, has_ended: bool) -> Option<(usize, Frame)> {
+        let is_due = self.patience()?.is_zero() || self.waiting.len() > QUEUE_LEN_MAX;
+        if !is_due && !has_ended {
+            return None;
+        }
+        self.waiting.pop_first().map(|(_, (_, node, frame))| (node, frame))
     }
 }
 
@@ -356,6 +411,22 @@ mod tests {
             },
             false,
         );
+    }
+
+    #[test]
+    fn events_of_several_nodes_are_put_in_order() {
+        let mut queue = Queue::new(Duration::from_secs(3600));
+        for (node, timestamp_ns) in [(0, 30), (1, 20), (0, 40), (1, 20)] {
+            queue.push(node, Frame::Lost { timestamp_ns, count: 1 });
+        }
+        assert!(queue.pop(false).is_none(), "an older one may come");
+        let order: Vec<usize> =
+            std::iter::from_fn(|| queue.pop(true)).map(|(node, _)| node).collect();
+        assert_eq!(order, [1, 1, 0, 0]);
+
+        let mut at_once = Queue::new(Duration::ZERO);
+        at_once.push(0, Frame::Lost { timestamp_ns: 1, count: 1 });
+        assert!(at_once.pop(false).is_some());
     }
 
     #[test]

@@ -5,9 +5,10 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Result, anyhow, bail};
 use api::rest::{Client, DEFAULT_SOCKET};
 use lab::control::NodeStatus;
+use lab::spec::DEFAULT_NAME;
 
 use crate::args::Whom;
 
@@ -72,12 +73,7 @@ impl Nodes {
                 bpffs: PathBuf::from(DEFAULT_BPFFS),
             }));
         }
-        let nodes = of_lab(whom).with_context(|| {
-            format!(
-                "no agent runs on this machine ({DEFAULT_SOCKET} does not exist) and no lab was \
-                 found; name an agent with --socket PATH, or a lab with --lab NAME"
-            )
-        })?;
+        let nodes = of_lab(whom)?;
         if nodes.is_empty() {
             bail!("the lab has no nodes yet");
         }
@@ -89,7 +85,24 @@ impl Nodes {
     }
 }
 
+/// The nodes of the lab that is meant, which must be running.
 fn of_lab(whom: &Whom) -> Result<Vec<NodeStatus>> {
+    let labs = lab::teardown::names()?;
+    let list = labs.join(", ");
+    match (&whom.lab, labs.as_slice()) {
+        (None, []) => bail!(
+            "no agent runs on this machine ({DEFAULT_SOCKET} does not exist), and no lab; start one \
+             with `cilium lab up`, or name an agent with --socket PATH"
+        ),
+        (None, [_]) => {}
+        (None, many) if many.iter().any(|lab| lab == DEFAULT_NAME) => {}
+        (None, _) => bail!("there are several labs: {list}; choose one with --lab"),
+        (Some(name), _) if labs.contains(name) => {}
+        (Some(name), []) => {
+            bail!("there is no lab {name:?}; start it with `cilium lab up --name {name}`")
+        }
+        (Some(name), _) => bail!("there is no lab {name:?}, but: {list}"),
+    }
     Ok(lab::command::lab_status(whom.lab.as_deref())?.nodes)
 }
 

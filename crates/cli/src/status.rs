@@ -160,10 +160,19 @@ fn rows(status: &StatusResponse, style: Style) -> Vec<(&'static str, Option<Stri
         (
             "Cluster",
             status.cluster.as_ref().map(|cluster| {
-                format!("{} nodes, this is {}", cluster.nodes.len(), cluster.self_name)
+                format!(
+                    "{} known, this is {}",
+                    count(cluster.nodes.len(), "node"),
+                    cluster.self_name
+                )
             }),
         ),
     ]
+}
+
+/// `1 node`, `2 nodes`
+fn count(number: usize, what: &str) -> String {
+    format!("{number} {what}{}", if number == 1 { "" } else { "s" })
 }
 
 fn health_daemon(status: &StatusResponse) -> Option<&Status> {
@@ -291,33 +300,33 @@ mod tests {
             healthy_status(),
             false,
             expect![[r#"
-            KVStore:                Disabled
-            Kubernetes:             Ok
-            Kubernetes APIs:        ["pods", "ciliumnodes"]
-            KubeProxyReplacement:   False
-            Host firewall:          Disabled
-            SRv6:                   Disabled
-            CNI Chaining:           none
-            CNI Config file:        Ok   /etc/cni/net.d/05-cilium.conflist
-            Cilium:                 Ok   0.1.0
-            NodeMonitor:            Listening for events on 2 CPUs with 128x4096 of shared memory
-            Cilium health daemon:   Disabled
-            IPAM:                   IPv4: 1/254 allocated from 10.0.0.0/24
-            ClusterMesh:            Disabled
-            IPv4 BIG TCP:           Disabled
-            IPv6 BIG TCP:           Disabled
-            BandwidthManager:       Disabled
-            Routing:                Network: Tunnel [vxlan]   Host: BPF
-            Attach Mode:            TCX
-            Device Mode:            veth
-            Masquerading:           Disabled
-            Controller Status:      1/1 healthy
-            Proxy Status:           Disabled
-            Global Identity Range:  min 256, max 65535
-            Hubble:                 Disabled
-            Encryption:             Disabled
-            Cluster:                1 nodes, this is default/node-1
-        "#]],
+                KVStore:                Disabled
+                Kubernetes:             Ok
+                Kubernetes APIs:        ["pods", "ciliumnodes"]
+                KubeProxyReplacement:   False
+                Host firewall:          Disabled
+                SRv6:                   Disabled
+                CNI Chaining:           none
+                CNI Config file:        Ok   /etc/cni/net.d/05-cilium.conflist
+                Cilium:                 Ok   0.1.0
+                NodeMonitor:            Listening for events on 2 CPUs with 128x4096 of shared memory
+                Cilium health daemon:   Disabled
+                IPAM:                   IPv4: 1/254 allocated from 10.0.0.0/24
+                ClusterMesh:            Disabled
+                IPv4 BIG TCP:           Disabled
+                IPv6 BIG TCP:           Disabled
+                BandwidthManager:       Disabled
+                Routing:                Network: Tunnel [vxlan]   Host: BPF
+                Attach Mode:            TCX
+                Device Mode:            veth
+                Masquerading:           Disabled
+                Controller Status:      1/1 healthy
+                Proxy Status:           Disabled
+                Global Identity Range:  min 256, max 65535
+                Hubble:                 Disabled
+                Encryption:             Disabled
+                Cluster:                1 node known, this is default/node-1
+            "#]],
         );
     }
 
@@ -335,39 +344,39 @@ mod tests {
             status,
             true,
             expect![[r#"
-            KVStore:                Disabled
-            Kubernetes:             Failure   connection refused
-            Kubernetes APIs:        []
-            KubeProxyReplacement:   False
-            Host firewall:          Disabled
-            SRv6:                   Disabled
-            CNI Chaining:           none
-            CNI Config file:        Ok   /etc/cni/net.d/05-cilium.conflist
-            Cilium:                 Warning   0.1.0, in trouble: watch-pods
-            NodeMonitor:            Listening for events on 2 CPUs with 128x4096 of shared memory, 12 events lost
-            Cilium health daemon:   Disabled
-            IPAM:                   IPv4: 1/254 allocated from 10.0.0.0/24
-            Allocated addresses:
-              10.0.0.1 (router)
-            ClusterMesh:            Disabled
-            IPv4 BIG TCP:           Disabled
-            IPv6 BIG TCP:           Disabled
-            BandwidthManager:       Disabled
-            Routing:                Network: Tunnel [vxlan]   Host: BPF
-            Attach Mode:            TCX
-            Device Mode:            veth
-            Masquerading:           Disabled
-            Controller Status:      1/2 healthy
-              reconcile-ipcache              5 runs
-              watch-pods                     1 runs, 3 failures, failing: connection refused
-            Proxy Status:           Disabled
-            Global Identity Range:  min 256, max 65535
-            Hubble:                 Disabled
-            Encryption:             Disabled
-            Cluster:                1 nodes, this is default/node-1
-            BPF Maps:
-              cilium_lxc                     65535 entries
-        "#]],
+                KVStore:                Disabled
+                Kubernetes:             Failure   connection refused
+                Kubernetes APIs:        []
+                KubeProxyReplacement:   False
+                Host firewall:          Disabled
+                SRv6:                   Disabled
+                CNI Chaining:           none
+                CNI Config file:        Ok   /etc/cni/net.d/05-cilium.conflist
+                Cilium:                 Warning   0.1.0, in trouble: watch-pods
+                NodeMonitor:            Listening for events on 2 CPUs with 128x4096 of shared memory, 12 events lost
+                Cilium health daemon:   Disabled
+                IPAM:                   IPv4: 1/254 allocated from 10.0.0.0/24
+                Allocated addresses:
+                  10.0.0.1 (router)
+                ClusterMesh:            Disabled
+                IPv4 BIG TCP:           Disabled
+                IPv6 BIG TCP:           Disabled
+                BandwidthManager:       Disabled
+                Routing:                Network: Tunnel [vxlan]   Host: BPF
+                Attach Mode:            TCX
+                Device Mode:            veth
+                Masquerading:           Disabled
+                Controller Status:      1/2 healthy
+                  reconcile-ipcache              5 runs
+                  watch-pods                     1 runs, 3 failures, failing: connection refused
+                Proxy Status:           Disabled
+                Global Identity Range:  min 256, max 65535
+                Hubble:                 Disabled
+                Encryption:             Disabled
+                Cluster:                1 node known, this is default/node-1
+                BPF Maps:
+                  cilium_lxc                     65535 entries
+            "#]],
         );
     }
 }
