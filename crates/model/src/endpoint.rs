@@ -62,7 +62,8 @@ impl FromStr for EndpointId {
     type Err = EndpointIdError;
 
     fn from_str(text: &str) -> Result<Self, EndpointIdError> {
-        let number = text.parse().map_err(|_| EndpointIdError { text: text.to_owned() })?;
+        let number =
+            text.parse().map_err(|_not_a_number| EndpointIdError { text: text.to_owned() })?;
         Self::new(number)
     }
 }

@@ -122,7 +122,7 @@ impl FromStr for IdentityId {
         if let Some((id, _)) = RESERVED.iter().find(|(_, reserved)| *reserved == name) {
             return Ok(*id);
         }
-        text.parse().map(Self).map_err(|_| ParseIdentityError { text: text.to_owned() })
+        text.parse().map(Self).map_err(|_not_a_number| ParseIdentityError { text: text.to_owned() })
     }
 }
 

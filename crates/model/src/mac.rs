@@ -36,7 +36,7 @@ impl FromStr for Mac {
             if hex { u8::from_str_radix(part, 16).ok() } else { None }
         };
         let bytes: Option<Vec<u8>> = text.split(':').map(byte).collect();
-        let bytes = bytes.ok_or_else(error)?.try_into().map_err(|_| error())?;
+        let bytes = bytes.ok_or_else(error)?.try_into().map_err(|_not_six| error())?;
         Ok(Self(bytes))
     }
 }

@@ -46,7 +46,7 @@ impl Cluster {
         let kubeconfig = Kubeconfig::from_yaml(&text).unwrap();
         let options = KubeConfigOptions::default();
         let config = kube::Config::from_custom_kubeconfig(kubeconfig, &options).await.unwrap();
-        Self { server: server, dir, client: Client::try_from(config).unwrap() }
+        Self { server, dir, client: Client::try_from(config).unwrap() }
     }
 
     fn operator(&self, flags: &[&str]) -> Operator {

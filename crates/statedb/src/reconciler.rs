@@ -35,6 +35,7 @@ pub trait Target<R: Row>: Send + 'static {
     fn desired(&self, row: &R) -> Option<Self::Value>;
 
     /// Everything the target holds that is ours.
+    #[expect(clippy::type_complexity, reason = "it says what it is: pairs, or an error")]
     fn dump(
         &mut self,
     ) -> impl Future<Output = Result<Vec<(R::Key, Self::Value)>, TargetError>> + Send;

@@ -214,7 +214,6 @@ impl<R: Row> Table<R> {
     /// A new, empty table and the right to write it, which belongs to the table's owner.
     ///
     /// `name` is a plural noun in kebab case, as in `local-endpoints`.
-    #[expect(clippy::new_ret_no_self, reason = "a table is made together with its writer")]
     pub fn new(name: &'static str) -> (Self, Writer<R>) {
         let (state, _) = watch::channel(Snapshot {
             name,

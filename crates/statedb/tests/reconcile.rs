@@ -34,7 +34,7 @@ impl Row for Entry {
 }
 
 fn desired(row: &Entry) -> Option<u8> {
-    (row.value % 2 == 0).then_some(row.value)
+    row.value.is_multiple_of(2).then_some(row.value)
 }
 
 /// The kernel, so to speak.

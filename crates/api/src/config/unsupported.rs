@@ -38,7 +38,7 @@ impl Unsupported {
             Harmless::All => Verdict::Harmless,
             Harmless::Values(values) => {
                 let same = |off: &&str| off.eq_ignore_ascii_case(value.trim());
-                if value.trim().is_empty() || values.iter().any(|off| same(off)) {
+                if value.trim().is_empty() || values.iter().any(same) {
                     Verdict::Harmless
                 } else {
                     Verdict::Refused { off: values[0] }

@@ -25,7 +25,7 @@ pub trait OptionValue: Sized {
 
 impl OptionValue for bool {
     const KIND: &'static str = "`true` or `false`";
-    const IS_SWITCH: bool = true;
+    const IS_SWITCH: Self = true;
 
     /// Reads what Go's `ParseBool` reads.
     fn parse(text: &str) -> Result<Self, String> {
@@ -44,7 +44,7 @@ macro_rules! number {
             const KIND: &'static str = "number";
 
             fn parse(text: &str) -> Result<Self, String> {
-                text.parse().map_err(|_| format!("write a number from 0 to {}", Self::MAX))
+                text.parse().map_err(|_not_in_range| format!("write a number from 0 to {}", Self::MAX))
             }
         }
     )*};
@@ -100,8 +100,8 @@ impl OptionValue for Duration {
                 "ns" => 1e-9,
                 _ => return Err(wrong()),
             };
-            let number: f64 = number.parse().map_err(|_| wrong())?;
-            let part = Self::try_from_secs_f64(number * seconds).map_err(|_| wrong())?;
+            let number: f64 = number.parse().map_err(|_not_a_number| wrong())?;
+            let part = Self::try_from_secs_f64(number * seconds).map_err(|_other| wrong())?;
             total = total.checked_add(part).ok_or_else(wrong)?;
             rest = after;
         }
@@ -120,7 +120,7 @@ macro_rules! prefix {
                 if text.is_empty() {
                     return Ok(None);
                 }
-                let net: $type = text.parse().map_err(|_| concat!("write an ", $kind))?;
+                let net: $type = text.parse().map_err(|_not_a_prefix| concat!("write an ", $kind))?;
                 Ok(Some(net.trunc()))
             }
         }
@@ -153,7 +153,7 @@ impl OptionValue for Vec<IpNet> {
 
     fn parse(text: &str) -> Result<Self, String> {
         let nets = list(text).map(|part| {
-            let net: IpNet = part.parse().map_err(|_| {
+            let net: IpNet = part.parse().map_err(|_not_a_prefix| {
                 format!("{part:?} is not a prefix; write prefixes as in 10.0.0.0/8")
             })?;
             Ok(net.trunc())
@@ -189,9 +189,9 @@ impl OptionValue for ListenAddress {
         let host = match host {
             "" => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
             "localhost" => IpAddr::V4(Ipv4Addr::LOCALHOST),
-            _ => host.trim_matches(['[', ']']).parse().map_err(|_| wrong())?,
+            _ => host.trim_matches(['[', ']']).parse().map_err(|_not_an_address| wrong())?,
         };
-        let port = port.parse().map_err(|_| wrong())?;
+        let port = port.parse().map_err(|_other| wrong())?;
         Ok(Self(Some(SocketAddr::new(host, port))))
     }
 }

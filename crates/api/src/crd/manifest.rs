@@ -252,7 +252,7 @@ mod tests {
                 }
             }
             Value::Array(items) => {
-                items.iter().for_each(|item| check_known(item, &schema["items"]))
+                items.iter().for_each(|item| check_known(item, &schema["items"]));
             }
             _ => {}
         }

@@ -356,7 +356,10 @@ fn parse_head(bytes: &[u8]) -> io::Result<Head> {
     for header in response.headers.iter() {
         let value = String::from_utf8_lossy(header.value);
         if header.name.eq_ignore_ascii_case("content-length") {
-            let len = value.trim().parse().map_err(|_| invalid("content-length is no number"))?;
+            let len = value
+                .trim()
+                .parse()
+                .map_err(|_not_a_number| invalid("content-length is no number"))?;
             // A chunked body's length is in its chunks (RFC 9112, section 6.3).
             if !matches!(body, Rest::Chunked { .. }) {
                 body = Rest::Bytes(len);
@@ -423,7 +426,8 @@ impl Body {
         }
         let line = self.line()?;
         let size = line.split(';').next().unwrap_or_default().trim();
-        let left = u64::from_str_radix(size, 16).map_err(|_| invalid("a chunk has no size"))?;
+        let left = u64::from_str_radix(size, 16)
+            .map_err(|_not_a_number| invalid("a chunk has no size"))?;
         if left > 0 {
             self.rest = Rest::Chunked { left, first: false };
             return Ok(());
