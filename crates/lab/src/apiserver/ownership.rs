@@ -132,12 +132,13 @@ pub fn apply(
 
     let changed = changes(old, &merged, Some(schema)).common(&wanted);
     let mut conflicts = Vec::new();
+    let own_earlier = client_side_fields(old, &options.manager, schema);
     for other in &mut entries {
         let overlap = other.fields.common(&changed);
         if overlap.is_empty() {
             continue;
         }
-        if options.force {
+        if options.force || own_earlier.common(&overlap) == overlap {
             other.fields.subtract(&overlap);
             other.time = object::now();
         } else {
@@ -157,6 +158,7 @@ pub fn apply(
         }
         prune(&mut merged, &dropped, &wanted, Some(schema));
     }
+    update_last_applied(&mut merged, &sent, &options.manager);
     let unchanged = last.as_ref().is_some_and(|last| last.fields == wanted && last.api_version == version);
     let time = match last {
         Some(last) if unchanged => last.time,
@@ -172,6 +174,28 @@ pub fn apply(
     });
     write_entries(&mut merged, entries);
     Ok(merged)
+}
+
+/// What `kubectl` keeps of a client-side apply.
+const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
+/// `kubectl`'s field manager under server-side apply.
+const KUBECTL: &str = "kubectl";
+
+/// What `kubectl` applied on the client's side; it may go on with server-side apply without force.
+fn client_side_fields(old: &Value, manager: &str, schema: &Schema) -> Fields {
+    let text = old["metadata"]["annotations"][LAST_APPLIED].as_str().unwrap_or_default();
+    match serde_json::from_str::<Value>(text) {
+        Ok(applied) if manager == KUBECTL => fields_of_object(&applied, schema),
+        _ => Fields::default(),
+    }
+}
+
+/// Keeps the annotation in step, should `kubectl` go back to client-side apply.
+fn update_last_applied(merged: &mut Value, applied: &Value, manager: &str) {
+    if manager == KUBECTL && merged["metadata"]["annotations"][LAST_APPLIED].is_string() {
+        let text = applied.to_string();
+        merged["metadata"]["annotations"][LAST_APPLIED] = json!(text + "\n");
+    }
 }
 
 struct Entry {

@@ -44,12 +44,12 @@ pub fn decode(
         let meta = super::schema::core(super::schema::OBJECT_META);
         meta.drop_nulls(&mut value["metadata"]);
         if let Some(error) = meta.validate_types(&value["metadata"]).first() {
-            return Err(unreadable(format!("metadata.{error}")));
+            return Err(unreadable(format!("metadata.{}", error.detail)));
         }
     } else {
         schema.drop_nulls(value);
         if let Some(error) = schema.validate_types(value).first() {
-            return Err(unreadable(error.to_string()));
+            return Err(unreadable(error.detail.clone()));
         }
     }
     let unknown = schema.prune(value);
