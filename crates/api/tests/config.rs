@@ -64,7 +64,7 @@ fn the_config_map_of_a_default_installation_is_taken() {
         assert_eq!(config.ipam, IpamMode::ClusterPool);
         assert_eq!(config.monitor_aggregation, MonitorAggregation::Medium);
         assert!(config.cni_exclusive);
-        assert_eq!(config.cgroup_root.as_deref(), Some(Path::new("/run/cilium/cgroupv2")));
+        assert_eq!(config.bpf_root, Path::new("/sys/fs/bpf"));
         let [without_effect, unknown] = &loaded.warnings[..] else {
             panic!("{:#?}", loaded.warnings);
         };

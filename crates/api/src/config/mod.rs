@@ -141,8 +141,6 @@ options! {
         "MTU of the underlay; 0 takes it from the devices.";
     AGENT "datapath-mode" datapath_mode: DatapathMode = "veth",
         "How pods are joined to the node.";
-    AGENT "enable-tcx" enable_tcx: bool = "true",
-        "Attach to the node's devices by tcx where the kernel has it.";
 
     AGENT "socket-path" socket_path: PathBuf = "/var/run/cilium/cilium.sock",
         "Unix socket of the REST API.";
@@ -150,8 +148,6 @@ options! {
         "Directory of what must survive a restart; endpoints are in its subdirectory state.";
     AGENT "bpf-root" bpf_root: PathBuf = "/sys/fs/bpf",
         "Mount point of the BPF file system.";
-    AGENT "cgroup-root" cgroup_root: Option<PathBuf> = "",
-        "Mount point of cgroup2; empty finds it.";
     AGENT "write-cni-conf-when-ready" write_cni_conf_when_ready: Option<PathBuf> = "",
         "File to write the CNI configuration to once pods can be connected.";
     AGENT "cni-exclusive" cni_exclusive: bool = "false",

@@ -275,6 +275,8 @@ pub const ALL: &[Unsupported] = &[
     switch("enable-datapath-plugins", "datapath plugins", &["false"]),
     tuning("ip-tracing-option-type", "IP tracing"),
     switch("enable-non-default-deny-policies", "policies without default deny", &["true", "false"]),
+    tuning("enable-tcx", "a choice of how programs are attached"),
+    tuning("cgroup-root", "programs on cgroups"),
     // Load balancing.
     switch("kube-proxy-replacement", "kube-proxy replacement", &["false", "disabled", "probe"]),
     switch("bpf-lb-sock", "load balancing at the socket", &["false"]),
