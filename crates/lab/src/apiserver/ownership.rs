@@ -152,11 +152,12 @@ pub fn apply(
 
     if let Some(last) = &last {
         let mut dropped = last.fields.clone();
-        dropped.subtract(&wanted);
+        let mut kept = wanted.clone();
         for other in &entries {
-            dropped.subtract(&other.fields);
+            kept.add(&other.fields);
         }
-        prune(&mut merged, &dropped, &wanted, Some(schema));
+        dropped.subtract(&kept);
+        prune(&mut merged, &dropped, &kept, Some(schema));
     }
     update_last_applied(&mut merged, &sent, &options.manager);
     let unchanged = last.as_ref().is_some_and(|last| last.fields == wanted && last.api_version == version);
@@ -536,40 +537,45 @@ fn merge(live: &mut Value, applied: &Value, schema: Option<&Schema>) {
     }
 }
 
-/// Removes fields that nobody owns any longer.
-fn prune(value: &mut Value, dropped: &Fields, wanted: &Fields, schema: Option<&Schema>) {
+/// Removes fields that nobody owns any longer. What holds something that is `kept` stays.
+fn prune(value: &mut Value, dropped: &Fields, kept: &Fields, schema: Option<&Schema>) {
     match value {
         Value::Object(map) => {
             for (name, below) in &dropped.below {
                 let Some(field) = name.strip_prefix("f:") else { continue };
                 let Some(inner) = map.get_mut(field) else { continue };
-                if below.own && below.below.is_empty() {
-                    map.remove(field);
-                    continue;
-                }
-                let none = Fields::default();
-                let still = wanted.below.get(name);
-                prune(inner, below, still.unwrap_or(&none), child(schema, field));
-                if still.is_none() && is_hollow(inner) {
+                let gone = match kept.below.get(name) {
+                    Some(kept) => {
+                        prune(inner, below, kept, child(schema, field));
+                        false
+                    }
+                    None if below.own && below.below.is_empty() => true,
+                    None => {
+                        prune(inner, below, &Fields::default(), child(schema, field));
+                        is_hollow(inner)
+                    }
+                };
+                if gone {
                     map.remove(field);
                 }
             }
         }
         Value::Array(items) => {
             let Some(names) = item_names(items, schema) else { return };
-            let mut kept = Vec::new();
-            for (name, mut inner) in names.into_iter().zip(std::mem::take(items)) {
-                match dropped.below.get(&name) {
-                    Some(below) if below.own => continue,
-                    Some(below) => {
-                        let none = Fields::default();
-                        prune(&mut inner, below, wanted.below.get(&name).unwrap_or(&none), item(schema));
+            let named = names.into_iter().zip(std::mem::take(items));
+            *items = named
+                .filter_map(|(name, mut inner)| {
+                    match (dropped.below.get(&name), kept.below.get(&name)) {
+                        (Some(below), Some(kept)) => prune(&mut inner, below, kept, item(schema)),
+                        (Some(below), None) if below.own => return None,
+                        (Some(below), None) => {
+                            prune(&mut inner, below, &Fields::default(), item(schema));
+                        }
+                        (None, _) => {}
                     }
-                    None => {}
-                }
-                kept.push(inner);
-            }
-            *items = kept;
+                    Some(inner)
+                })
+                .collect();
         }
         _ => {}
     }
@@ -577,4 +583,159 @@ fn prune(value: &mut Value, dropped: &Fields, wanted: &Fields, schema: Option<&S
 
 fn is_hollow(value: &Value) -> bool {
     value.as_object().is_some_and(Map::is_empty) || value.as_array().is_some_and(Vec::is_empty)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::apiserver::api::{Api, FieldValidation};
+    use crate::apiserver::patch::Patch;
+    use proptest::prelude::*;
+
+    struct Cluster(Api);
+
+    impl Cluster {
+        fn new() -> Self {
+            let cluster = Self(Api::new(String::new()));
+            let target = cluster.0.target("namespaces", "", "").unwrap();
+            let namespace = json!({ "metadata": { "name": "default" } });
+            cluster.0.create(&target, namespace, &WriteOptions::by("test")).unwrap();
+            cluster
+        }
+
+        fn apply(&self, id: &str, manager: &str, object: &Value, force: bool) -> Result<Value, String> {
+            let name = object["metadata"]["name"].as_str().unwrap();
+            let target = self.0.target(id, "default", name).unwrap();
+            let options = WriteOptions {
+                dry_run: false,
+                manager: manager.into(),
+                validation: FieldValidation::Strict,
+                force,
+            };
+            let result = self.0.patch(&target, &Patch::Apply(object.clone()), &options);
+            result.map(|outcome| outcome.object.value()).map_err(|error| error.to_string())
+        }
+
+        fn data(&self, manager: &str, data: &Value, force: bool) -> Result<Value, String> {
+            let map = json!({ "metadata": { "name": "m" }, "data": data });
+            self.apply("configmaps", manager, &map, force).map(|value| value["data"].clone())
+        }
+
+        fn update(&self, manager: &str, data: &Value) {
+            let target = self.0.target("configmaps", "default", "m").unwrap();
+            let patch = Patch::Merge(json!({ "data": data }));
+            self.0.patch(&target, &patch, &WriteOptions::by(manager)).unwrap();
+        }
+    }
+
+    #[test]
+    fn owners_share_take_over_and_let_go() {
+        let cluster = Cluster::new();
+        assert_eq!(cluster.data("a", &json!({ "x": "1", "y": "1" }), false).unwrap(), json!({ "x": "1", "y": "1" }));
+        // Equal values are shared, others are conflicts.
+        cluster.data("b", &json!({ "x": "1" }), false).unwrap();
+        let conflict = cluster.data("b", &json!({ "x": "1", "y": "2" }), false).unwrap_err();
+        assert_eq!(conflict, r#"Apply failed with 1 conflict: conflict with "a": .data.y"#);
+        assert_eq!(cluster.data("b", &json!({ "x": "1", "y": "2" }), true).unwrap(), json!({ "x": "1", "y": "2" }));
+        // What is shared or taken over stays, when one lets go of it.
+        assert_eq!(cluster.data("a", &json!({}), false).unwrap(), json!({ "x": "1", "y": "2" }));
+        assert_eq!(cluster.data("b", &json!({ "y": "2" }), false).unwrap(), json!({ "y": "2" }));
+    }
+
+    #[test]
+    fn plain_writes_own_what_they_change() {
+        let cluster = Cluster::new();
+        cluster.data("a", &json!({ "x": "1", "y": "1" }), false).unwrap();
+        cluster.update("editor", &json!({ "x": "2" }));
+        let conflict = cluster.data("a", &json!({ "x": "1", "y": "1" }), false).unwrap_err();
+        assert_eq!(conflict, r#"Apply failed with 1 conflict: conflict with "editor" using v1: .data.x"#);
+        cluster.update("editor", &json!({ "x": null }));
+        assert_eq!(cluster.data("a", &json!({ "x": "1" }), false).unwrap(), json!({ "x": "1" }));
+    }
+
+    #[test]
+    fn items_of_keyed_lists_have_owners_of_their_own() {
+        let cluster = Cluster::new();
+        let pod = |containers: Value| json!({ "metadata": { "name": "p" }, "spec": { "containers": containers } });
+        let one = json!([{ "name": "one", "image": "i", "ports": [{ "containerPort": 80 }] }]);
+        cluster.apply("pods", "a", &pod(one.clone()), false).unwrap();
+        // The default protocol is part of the key, so this is the same port.
+        let value = cluster.apply("pods", "a", &pod(one), false).unwrap();
+        assert_eq!(value["spec"]["containers"][0]["ports"].as_array().unwrap().len(), 1);
+        let text = value["metadata"]["managedFields"][0]["fieldsV1"].to_string();
+        assert!(text.contains(r#""k:{\"containerPort\":80,\"protocol\":\"TCP\"}""#), "{text}");
+        let image = pod(json!([{ "name": "one", "image": "other" }]));
+        let conflict = cluster.apply("pods", "b", &image, false).unwrap_err();
+        assert!(conflict.ends_with(r#".spec.containers[name="one"].image"#), "{conflict}");
+    }
+
+    #[test]
+    fn labels_and_finalizers_merge() {
+        let cluster = Cluster::new();
+        let map = |labels: Value, finalizers: Value| {
+            json!({ "metadata": { "name": "m", "labels": labels, "finalizers": finalizers } })
+        };
+        cluster.apply("configmaps", "a", &map(json!({ "a": "1" }), json!(["x.io/a"])), false).unwrap();
+        let value = cluster.apply("configmaps", "b", &map(json!({ "b": "1" }), json!(["x.io/b"])), false).unwrap();
+        assert_eq!(value["metadata"]["labels"], json!({ "a": "1", "b": "1" }));
+        assert_eq!(value["metadata"]["finalizers"], json!(["x.io/a", "x.io/b"]));
+        let value = cluster.apply("configmaps", "a", &map(json!({}), json!([])), false).unwrap();
+        assert_eq!(value["metadata"]["labels"], json!({ "b": "1" }));
+        assert_eq!(value["metadata"]["finalizers"], json!(["x.io/b"]));
+    }
+
+    #[test]
+    fn an_apply_that_changes_nothing_writes_nothing() {
+        let cluster = Cluster::new();
+        let map = json!({ "metadata": { "name": "m" }, "data": { "a": "1" } });
+        let first = cluster.apply("configmaps", "a", &map, false).unwrap();
+        let second = cluster.apply("configmaps", "a", &map, false).unwrap();
+        assert_eq!(first, second);
+    }
+
+    proptest! {
+        /// Each key has the value that its last applier gave it, as long as any applier has it.
+        #[test]
+        fn forced_applies_are_like_layers(
+            steps in prop::collection::vec((0_usize..3, prop::collection::btree_map("[a-d]", "[0-2]", 0..4)), 1..12)
+        ) {
+            let cluster = Cluster::new();
+            let mut wanted: [BTreeMap<String, String>; 3] = Default::default();
+            let mut values: BTreeMap<String, String> = BTreeMap::new();
+            for (manager, data) in steps {
+                let result = cluster.data(&format!("m{manager}"), &json!(data), true).unwrap();
+                // Taking over with another value ends the others' ownership.
+                for (key, value) in &data {
+                    if values.get(key) != Some(value) {
+                        wanted.iter_mut().for_each(|theirs| { theirs.remove(key); });
+                    }
+                    values.insert(key.clone(), value.clone());
+                }
+                wanted[manager] = data;
+                values.retain(|key, _| wanted.iter().any(|theirs| theirs.contains_key(key)));
+                let expected = if values.is_empty() && result.is_null() { Value::Null } else { json!(values) };
+                prop_assert_eq!(result, expected);
+            }
+        }
+
+        /// What is written out is read back the same.
+        #[test]
+        fn sets_survive_their_notation(value in json_value()) {
+            let set = fields_of(&value, None);
+            let mut parsed = Fields::parse(&set.to_json());
+            // An object's own root is not part of the notation.
+            parsed.own = set.own;
+            prop_assert_eq!(parsed, set);
+        }
+    }
+
+    fn json_value() -> impl Strategy<Value = Value> {
+        let leaf = prop_oneof![Just(json!(1)), Just(json!("x")), Just(json!([])), Just(json!({}))];
+        leaf.prop_recursive(3, 12, 3, |inner| {
+            prop_oneof![
+                prop::collection::vec(inner.clone(), 0..3).prop_map(Value::Array),
+                prop::collection::btree_map("[a-c]", inner, 0..3).prop_map(|map| json!(map)),
+            ]
+        })
+    }
 }

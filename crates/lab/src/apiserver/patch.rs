@@ -223,3 +223,102 @@ fn set_order(list: &mut Vec<Value>, order: &[Value], key: Option<&str>) {
     }
     list.extend(others.map(|(_, value)| value));
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::apiserver::schema;
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    fn check(live: Value, patch: Value, expected: Value) {
+        let mut merged = live;
+        strategic(&mut merged, &patch, Some(schema::core("io.k8s.api.core.v1.Pod"))).unwrap();
+        assert_eq!(merged, expected, "{patch}");
+    }
+
+    fn containers(list: Value) -> Value {
+        json!({ "spec": { "containers": list } })
+    }
+
+    #[test]
+    fn items_merge_by_their_key() {
+        let live = containers(json!([{ "name": "a", "image": "1", "args": ["x"] }, { "name": "b", "image": "1" }]));
+        check(
+            live.clone(),
+            containers(json!([{ "name": "b", "image": "2" }, { "name": "c", "image": "3" }])),
+            containers(json!([{ "name": "a", "image": "1", "args": ["x"] }, { "name": "b", "image": "2" }, { "name": "c", "image": "3" }])),
+        );
+        check(
+            live.clone(),
+            containers(json!([{ "name": "a", "$patch": "delete" }])),
+            containers(json!([{ "name": "b", "image": "1" }])),
+        );
+        check(
+            live.clone(),
+            containers(json!([{ "$patch": "replace" }, { "name": "z", "image": "9" }])),
+            containers(json!([{ "name": "z", "image": "9" }])),
+        );
+        // Lists without a key are replaced.
+        check(
+            live,
+            containers(json!([{ "name": "a", "args": ["y"], "image": null }])),
+            containers(json!([{ "name": "a", "args": ["y"] }, { "name": "b", "image": "1" }])),
+        );
+    }
+
+    #[test]
+    fn directives() {
+        check(
+            json!({ "metadata": { "finalizers": ["a", "b"], "labels": { "x": "1", "y": "2" } } }),
+            json!({ "metadata": { "$deleteFromPrimitiveList/finalizers": ["a"], "finalizers": ["c"], "labels": { "x": null } } }),
+            json!({ "metadata": { "finalizers": ["b", "c"], "labels": { "y": "2" } } }),
+        );
+        check(
+            containers(json!([{ "name": "server-only" }, { "name": "a" }, { "name": "b" }])),
+            json!({ "spec": { "$setElementOrder/containers": [{ "name": "b" }, { "name": "a" }] } }),
+            containers(json!([{ "name": "server-only" }, { "name": "b" }, { "name": "a" }])),
+        );
+        check(
+            json!({ "metadata": { "labels": { "x": "1", "y": "2" } } }),
+            json!({ "metadata": { "labels": { "$patch": "replace", "z": "3" } } }),
+            json!({ "metadata": { "labels": { "z": "3" } } }),
+        );
+        check(
+            json!({ "spec": { "volumes": [{ "name": "v", "emptyDir": {} }] } }),
+            json!({ "spec": { "volumes": [{ "name": "v", "$retainKeys": ["name", "hostPath"], "hostPath": { "path": "/x" } }] } }),
+            json!({ "spec": { "volumes": [{ "name": "v", "hostPath": { "path": "/x" } }] } }),
+        );
+    }
+
+    #[test]
+    fn nonsense_is_refused() {
+        let schema = schema::core("io.k8s.api.core.v1.Pod");
+        for patch in [
+            containers(json!([{ "image": "without a name" }])),
+            json!({ "metadata": { "$patch": "explode" } }),
+            json!({ "metadata": { "$bogus/x": [] } }),
+        ] {
+            assert!(strategic(&mut json!({}), &patch, Some(schema)).is_err(), "{patch}");
+        }
+        assert!(Patch::parse("application/json", b"{}").is_err());
+        assert!(Patch::parse("application/merge-patch+json", b"{").is_err());
+        assert!(Patch::parse("application/apply-patch+yaml", b"a: [").is_err());
+    }
+
+    proptest! {
+        /// Without keyed lists a strategic merge patch is a plain one.
+        #[test]
+        fn maps_merge_as_rfc_7386_says(
+            live in prop::collection::btree_map("[a-d]", "[0-3]", 0..4),
+            patch in prop::collection::btree_map("[a-d]", prop::option::of("[0-3]"), 0..4),
+        ) {
+            let (live, patch) = (json!({ "data": live }), json!({ "data": patch }));
+            let schema = schema::core("io.k8s.api.core.v1.ConfigMap");
+            let (mut strategically, mut plainly) = (live.clone(), live);
+            strategic(&mut strategically, &patch, Some(schema)).unwrap();
+            json_patch::merge(&mut plainly, &patch);
+            prop_assert_eq!(strategically, plainly);
+        }
+    }
+}

@@ -204,7 +204,7 @@ mod tests {
         let mut changes = store.listen();
         let mut journal = kept.unwrap().restore(&store).unwrap();
         let id: ResourceId = "configmaps".into();
-        let mut value = |name: &str| json!({ "metadata": { "name": name, "namespace": "n", "uid": name } });
+        let value = |name: &str| json!({ "metadata": { "name": name, "namespace": "n", "uid": name } });
         store.create(&id, &mut value("a"), &[]).unwrap();
         let b = store.create(&id, &mut value("b"), &[]).unwrap();
         store.delete(&id, &b.key, b.resource_version).unwrap();

@@ -157,10 +157,9 @@ mod tests {
     fn a_small_document() {
         let bytes = document(&json!({ "swagger": "2.0", "info": { "title": "t", "version": "v" },
             "paths": {}, "definitions": { "A": { "type": "string" } } }));
-        let expected = b"\x0a\x032.0\x12\x06\x0a\x01t\x12\x01v\x42\x00\x4a\x0f\x0a\x0d\x0a\x01A\x12\x08\xb2\x01\x05\x0a\x06string";
-        // The schema: field 22 (tag b2 01) holding TypeItem { value: "string" }.
-        assert_eq!(bytes[..17], expected[..17]);
-        assert!(bytes.windows(6).any(|window| window == b"string"));
+        // Definitions (9) → NamedSchema → Schema → TypeItem (22) → "string".
+        let expected = b"\x0a\x032.0\x12\x06\x0a\x01t\x12\x01v\x42\x00\x4a\x12\x0a\x10\x0a\x01A\x12\x0b\xb2\x01\x08\x0a\x06string";
+        assert_eq!(bytes, expected);
     }
 
     #[test]

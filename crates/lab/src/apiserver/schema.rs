@@ -688,3 +688,146 @@ pub fn object_at<'a>(value: &'a mut Value, name: &str) -> &'a mut Map<String, Va
     }
     value[name].as_object_mut().expect("just made")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn schema() -> Schema {
+        Schema::of_custom_resource(Some(&json!({
+            "type": "object",
+            "required": ["spec"],
+            "properties": { "spec": {
+                "type": "object",
+                "required": ["size"],
+                "properties": {
+                    "size": { "type": "integer", "format": "int32", "minimum": 1, "maximum": 10, "multipleOf": 2 },
+                    "color": { "type": "string", "enum": ["red", "green"], "default": "red" },
+                    "name": { "type": "string", "pattern": "^[a-z]+$", "minLength": 2, "maxLength": 4, "nullable": true },
+                    "address": { "type": "string", "anyOf": [{ "format": "ipv4" }, { "format": "ipv6" }] },
+                    "port": { "x-kubernetes-int-or-string": true },
+                    "free": { "type": "object", "x-kubernetes-preserve-unknown-fields": true },
+                    "labels": { "type": "object", "additionalProperties": { "type": "string" } },
+                    "template": { "type": "object", "x-kubernetes-embedded-resource": true, "properties": {} },
+                    "nested": { "type": "object", "default": {}, "properties": { "deep": { "type": "integer", "default": 7 } } },
+                    "items": { "type": "array", "maxItems": 2, "x-kubernetes-list-type": "map",
+                        "x-kubernetes-list-map-keys": ["id"],
+                        "items": { "type": "object", "required": ["id"], "properties": { "id": { "type": "integer" } } } },
+                },
+            } },
+        })))
+        .unwrap()
+    }
+
+    /// Fields that are wrong; none for a valid object.
+    fn check(spec: Value, expected: &[&str]) {
+        let errors = schema().validate(&json!({ "spec": spec }));
+        let fields: Vec<&str> = errors.iter().map(|error| error.field.as_str()).collect();
+        assert_eq!(fields, expected, "{spec}: {errors:?}");
+    }
+
+    #[test]
+    fn validation() {
+        check(json!({ "size": 2 }), &[]);
+        check(json!({}), &["spec.size"]);
+        check(json!({ "size": "2" }), &["spec.size"]);
+        check(json!({ "size": 12 }), &["spec.size"]);
+        check(json!({ "size": 3 }), &["spec.size"]);
+        check(json!({ "size": 2.0 }), &[]);
+        check(json!({ "size": 2, "color": "blue" }), &["spec.color"]);
+        check(json!({ "size": 2, "name": "A" }), &["spec.name", "spec.name"]);
+        check(json!({ "size": 2, "name": null }), &[]);
+        check(json!({ "size": 2, "color": null }), &["spec.color"]);
+        check(json!({ "size": 2, "address": "10.0.0.1" }), &[]);
+        check(json!({ "size": 2, "address": "fd00::1" }), &[]);
+        check(json!({ "size": 2, "address": "nowhere" }), &["spec.address"]);
+        check(json!({ "size": 2, "port": "http" }), &[]);
+        check(json!({ "size": 2, "port": 80 }), &[]);
+        check(json!({ "size": 2, "port": true }), &["spec.port"]);
+        check(json!({ "size": 2, "labels": { "a": 1 } }), &["spec.labels.a"]);
+        check(json!({ "size": 2, "items": [{ "id": 1 }, { "id": 1 }] }), &["spec.items[1]"]);
+        check(json!({ "size": 2, "items": [{}, { "id": 1 }, { "id": 2 }] }), &["spec.items[0].id", "spec.items"]);
+        assert_eq!(schema().validate(&json!({})).len(), 1);
+    }
+
+    #[test]
+    fn words_of_errors() {
+        let errors = schema().validate(&json!({ "spec": { "size": 30, "color": "blue", "name": 1 } }));
+        let words: Vec<String> = errors.iter().map(ToString::to_string).collect();
+        assert_eq!(words, [
+            r#"spec.color: Unsupported value: "blue": supported values: "red", "green""#,
+            r#"spec.name: Invalid value: "integer": spec.name in body must be of type string: "integer""#,
+            "spec.size: Invalid value: 30: spec.size in body should be less than or equal to 10",
+        ]);
+    }
+
+    #[test]
+    fn pruning_keeps_what_is_known() {
+        let mut value = json!({
+            "apiVersion": "x/v1", "kind": "X", "extra": 1,
+            "metadata": { "name": "a", "bogus": 1 },
+            "spec": { "size": 2, "wrong": {}, "free": { "any": { "thing": 1 } }, "labels": { "a": "b" },
+                "template": { "apiVersion": "v1", "kind": "Pod", "metadata": { "name": "p", "odd": 1 }, "spec": {} },
+                "items": [{ "id": 1, "other": 2 }] },
+        });
+        let mut unknown = schema().prune(&mut value);
+        unknown.sort();
+        assert_eq!(unknown, [
+            "extra",
+            "metadata.bogus",
+            "spec.items[0].other",
+            "spec.template.metadata.odd",
+            "spec.template.spec",
+            "spec.wrong",
+        ]);
+        assert_eq!(value["spec"]["free"], json!({ "any": { "thing": 1 } }));
+        assert_eq!(value["spec"]["items"], json!([{ "id": 1 }]));
+        assert_eq!(value["spec"]["template"], json!({ "apiVersion": "v1", "kind": "Pod", "metadata": { "name": "p" } }));
+    }
+
+    #[test]
+    fn defaults_reach_into_defaults() {
+        let mut value = json!({ "spec": { "size": 2, "color": null } });
+        schema().fill_defaults(&mut value);
+        assert_eq!(value, json!({ "spec": { "size": 2, "color": "red", "nested": { "deep": 7 } } }));
+    }
+
+    #[test]
+    fn broken_schemas_are_refused() {
+        for schema in [
+            json!({ "type": "number2" }),
+            json!({ "properties": { "a": { "pattern": "(" } } }),
+            json!({ "items": { "anyOf": [{ "type": "x" }] } }),
+        ] {
+            assert!(Schema::parse(&schema).is_err(), "{schema}");
+        }
+    }
+
+    #[test]
+    fn core_types_know_their_fields() {
+        let mut pod = json!({ "metadata": {}, "spec": { "containers": [{ "name": "a", "imagx": "b", "env": null }],
+            "securityContext": { "runAsUser": 1 }, "volumes": [{ "name": "v", "configMap": { "name": "c" } }] } });
+        let schema = core("io.k8s.api.core.v1.Pod");
+        schema.drop_nulls(&mut pod);
+        assert_eq!(schema.prune(&mut pod), ["spec.containers[0].imagx"]);
+        assert_eq!(pod["spec"]["containers"], json!([{ "name": "a" }]));
+        assert!(schema.validate_types(&json!({ "spec": { "containers": "x" } })).len() == 1);
+        assert!(schema.validate_types(&json!({ "spec": { "containers": [{ "resources": { "limits": { "cpu": 1, "memory": "1Gi" } } }] } })).is_empty());
+    }
+
+    proptest! {
+        /// Filling in and pruning twice is filling in and pruning once, whatever comes.
+        #[test]
+        fn defaults_and_pruning_are_idempotent(spec in prop::collection::btree_map("[a-z]{1,6}|size|color|nested", "[a-z]{0,3}", 0..5)) {
+            let schema = schema();
+            let mut once = json!({ "spec": spec });
+            schema.prune(&mut once);
+            schema.fill_defaults(&mut once);
+            let mut twice = once.clone();
+            prop_assert!(schema.prune(&mut twice).is_empty());
+            schema.fill_defaults(&mut twice);
+            prop_assert_eq!(once, twice);
+        }
+    }
+}

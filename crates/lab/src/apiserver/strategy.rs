@@ -464,3 +464,95 @@ fn object_at_list<'a>(value: &'a mut Value, name: &str) -> &'a mut Vec<Value> {
     }
     value[name].as_array_mut().expect("just made")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::apiserver::api::{Api, WriteOptions};
+    use crate::apiserver::patch::Patch;
+
+    fn cluster() -> Api {
+        let api = Api::new(String::new());
+        let target = api.target("namespaces", "", "").unwrap();
+        let namespace = json!({ "metadata": { "name": "n" } });
+        api.create(&target, namespace, &WriteOptions::by("test")).unwrap();
+        api
+    }
+
+    fn create_pod(api: &Api, node: &str) -> Target {
+        let target = api.target("pods", "n", "").unwrap();
+        let pod = json!({ "metadata": { "generateName": "p-" }, "spec": { "nodeName": node, "containers": [{ "name": "c", "image": "i" }] } });
+        let name = api.create(&target, pod, &WriteOptions::by("test")).unwrap().object.key.name.clone();
+        api.target("pods", "n", &name).unwrap()
+    }
+
+    fn delete(api: &Api, target: &Target, grace: Option<i64>) {
+        let options = DeleteOptions { grace_period_seconds: grace, ..DeleteOptions::default() };
+        api.delete(target, &options).unwrap();
+    }
+
+    #[test]
+    fn a_pod_on_a_node_ends_gracefully() {
+        let api = cluster();
+        let pod = create_pod(&api, "node-1");
+        delete(&api, &pod, None);
+        let grace = |api: &Api| api.get(&pod).map(|pod| pod.value()["metadata"]["deletionGracePeriodSeconds"].clone());
+        assert_eq!(grace(&api).unwrap(), 30);
+        // Asked again it ends no later, only sooner.
+        delete(&api, &pod, Some(60));
+        assert_eq!(grace(&api).unwrap(), 30);
+        delete(&api, &pod, Some(5));
+        assert_eq!(grace(&api).unwrap(), 5);
+        delete(&api, &pod, Some(0));
+        assert!(grace(&api).unwrap_err().is_not_found());
+        // Nobody runs it: nothing to wait for.
+        let pod = create_pod(&api, "");
+        delete(&api, &pod, None);
+        assert!(api.get(&pod).unwrap_err().is_not_found());
+    }
+
+    #[test]
+    fn finalizers_hold_an_object() {
+        let api = cluster();
+        let pod = create_pod(&api, "node-1");
+        let options = WriteOptions::by("test");
+        let finalizers = |list: Value| Patch::Merge(json!({ "metadata": { "finalizers": list } }));
+        api.patch(&pod, &finalizers(json!(["x.io/hold"])), &options).unwrap();
+        delete(&api, &pod, Some(0));
+        assert!(api.get(&pod).unwrap().is_being_deleted);
+        let error = api.patch(&pod, &finalizers(json!(["x.io/hold", "x.io/more"])), &options).unwrap_err();
+        assert!(error.to_string().contains("no new finalizers can be added"), "{error}");
+        api.patch(&pod, &finalizers(json!([])), &options).unwrap();
+        assert!(api.get(&pod).unwrap_err().is_not_found());
+    }
+
+    #[test]
+    fn status_and_the_rest_are_apart() {
+        let api = cluster();
+        let pod = create_pod(&api, "node-1");
+        let options = WriteOptions::by("test");
+        let both = Patch::Merge(json!({ "status": { "phase": "Running" }, "spec": { "activeDeadlineSeconds": 9 } }));
+        let plain = api.patch(&pod, &both, &options).unwrap().object.value();
+        assert_eq!((&plain["status"]["phase"], &plain["spec"]["activeDeadlineSeconds"]), (&json!("Pending"), &json!(9)));
+        assert_eq!(plain["metadata"]["generation"], 2);
+        let status = Target { subresource: "status".into(), ..pod.clone() };
+        let both = Patch::Merge(json!({ "status": { "phase": "Running" }, "spec": { "activeDeadlineSeconds": 8 } }));
+        let after = api.patch(&status, &both, &options).unwrap().object.value();
+        assert_eq!((&after["status"]["phase"], &after["spec"]["activeDeadlineSeconds"]), (&json!("Running"), &json!(9)));
+        assert_eq!(after["metadata"]["generation"], 2);
+        let managers: Vec<&str> = after["metadata"]["managedFields"].as_array().unwrap().iter().map(|one| one["subresource"].as_str().unwrap_or("")).collect();
+        assert_eq!(managers, ["", "status"]);
+    }
+
+    #[test]
+    fn a_pod_is_bound_once() {
+        let api = cluster();
+        let pod = create_pod(&api, "");
+        let options = WriteOptions::by("scheduler");
+        api.bind(&pod, &json!({ "target": { "name": "node-1" } }), &options).unwrap();
+        let error = api.bind(&pod, &json!({ "target": { "name": "node-2" } }), &options).unwrap_err();
+        assert!(error.is_conflict() && error.to_string().contains("already assigned to node \"node-1\""), "{error}");
+        let value = api.get(&pod).unwrap().value();
+        assert_eq!(value["status"]["conditions"][0]["type"], "PodScheduled");
+    }
+}

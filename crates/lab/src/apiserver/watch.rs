@@ -179,3 +179,96 @@ pub fn bookmark(api_version: &str, kind: &str, version: u64, initial_end: bool) 
     }
     json!({ "kind": kind, "apiVersion": api_version, "metadata": metadata })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::apiserver::api::{DeleteOptions, WriteOptions};
+    use crate::apiserver::patch::Patch;
+    use serde_json::json;
+
+    fn cluster() -> Api {
+        let api = Api::new(String::new());
+        for name in ["a", "b"] {
+            let target = api.target("namespaces", "", "").unwrap();
+            api.create(&target, json!({ "metadata": { "name": name } }), &WriteOptions::by("test")).unwrap();
+        }
+        api
+    }
+
+    fn create(api: &Api, namespace: &str, name: &str, label: &str) {
+        let target = api.target("secrets", namespace, "").unwrap();
+        let value = json!({ "metadata": { "name": name, "labels": { "app": label } } });
+        api.create(&target, value, &WriteOptions::by("test")).unwrap();
+    }
+
+    fn relabel(api: &Api, namespace: &str, name: &str, label: &str) {
+        let target = api.target("secrets", namespace, name).unwrap();
+        let patch = Patch::Merge(json!({ "metadata": { "labels": { "app": label } } }));
+        api.patch(&target, &patch, &WriteOptions::by("test")).unwrap();
+    }
+
+    fn open(api: &Api, namespace: &str, labels: &str, start: Start) -> Watch {
+        let target = api.target("secrets", namespace, "").unwrap();
+        let selector = Selector::parse(labels, "", &[]).unwrap();
+        Watch::open(api, target, WatchOptions { selector, start, bookmarks: true, timeout: Some(Duration::from_millis(200)) })
+    }
+
+    /// What the watch has to say now, such as `+name ~name -name`.
+    async fn told(watch: &mut Watch, api: &Api) -> String {
+        let notices = watch.next(api).await.unwrap_or_default();
+        let words = notices.iter().map(|notice| match notice {
+            Notice::Object(Change::Added, object) => format!("+{}", object.key.name),
+            Notice::Object(Change::Modified, object) => format!("~{}", object.key.name),
+            Notice::Object(Change::Deleted, object) => format!("-{}", object.key.name),
+            Notice::Bookmark(_, true) => "complete".into(),
+            Notice::Bookmark(..) => "bookmark".into(),
+            Notice::Error(error) => error.code().as_str().to_owned(),
+        });
+        words.collect::<Vec<_>>().join(" ")
+    }
+
+    #[tokio::test]
+    async fn objects_enter_and_leave_a_selection() {
+        let api = cluster();
+        create(&api, "a", "one", "x");
+        let mut watch = open(&api, "a", "app=x", Start::StreamingList);
+        create(&api, "a", "two", "y");
+        create(&api, "b", "other", "x");
+        assert_eq!(told(&mut watch, &api).await, "+one complete");
+        relabel(&api, "a", "two", "x");
+        relabel(&api, "a", "one", "y");
+        assert_eq!(told(&mut watch, &api).await, "+two -one");
+        let target = api.target("secrets", "a", "two").unwrap();
+        api.delete(&target, &DeleteOptions::default()).unwrap();
+        assert_eq!(told(&mut watch, &api).await, "-two");
+        // Nothing happens until its time is over.
+        assert_eq!(told(&mut watch, &api).await, "bookmark");
+        assert!(watch.next(&api).await.is_none());
+    }
+
+    #[tokio::test]
+    async fn a_watch_goes_on_where_a_list_was() {
+        let api = cluster();
+        create(&api, "a", "before", "x");
+        let version = api.store.resource_version();
+        // Others' writes raise the version, and nothing of this resource is lost.
+        let mut watch = open(&api, "", "", Start::After(version));
+        create(&api, "b", "after", "x");
+        assert_eq!(told(&mut watch, &api).await, "+after");
+        let mut again = open(&api, "", "", Start::After(version));
+        assert_eq!(told(&mut again, &api).await, "+after");
+    }
+
+    #[tokio::test]
+    async fn a_watch_that_fell_behind_is_told_so() {
+        let api = cluster();
+        create(&api, "a", "one", "x");
+        let mut watch = open(&api, "a", "", Start::After(api.store.resource_version()));
+        for n in 0..10_000 {
+            relabel(&api, "a", "one", &format!("n{n}"));
+        }
+        assert_eq!(told(&mut watch, &api).await, "410");
+        assert!(watch.next(&api).await.is_none());
+    }
+}
