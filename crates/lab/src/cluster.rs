@@ -151,6 +151,12 @@ impl Cluster {
         self.api.store.get(PODS, &Key::new(namespace, name)).is_some_and(|pod| *pod.uid == *uid)
     }
 
+    /// Asks for the end of a pod, as `kubectl delete --wait=false` does.
+    pub fn begin_pod_deletion(&self, namespace: &str, name: &str) -> Result<()> {
+        let target = self.api.target(PODS, namespace, name).map_err(said)?;
+        self.api.delete(&target, &DeleteOptions::default()).map(drop).map_err(said)
+    }
+
     /// Removes the object of a pod that has ended.
     pub fn delete_pod(&self, namespace: &str, name: &str, uid: &str) {
         let options = DeleteOptions {

@@ -33,6 +33,13 @@ pub enum Request {
         /// How long to wait for the pods.
         timeout_s: u64,
     },
+    /// Delete pods and wait until they are gone; works while the API server does not serve.
+    DeletePods {
+        /// The pods' namespace.
+        namespace: String,
+        /// Their names.
+        names: Vec<String>,
+    },
     /// Stop or resume the API server, for tests of what happens without it.
     ApiServer {
         /// Whether it shall run.

@@ -11,7 +11,7 @@
 //! It holds no state that matters: `down` works without it, and a node survives the death of any
 //! of its processes.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::{self, File, OpenOptions};
 use std::io::Write as _;
 use std::net::{IpAddr, Ipv4Addr, TcpListener};
@@ -558,6 +558,20 @@ async fn handle(
                 }
             }
             wait_pods(lab, pods, Duration::from_secs(timeout_s), &progress).await?;
+            Ok(Value::Null)
+        }
+        Request::DeletePods { namespace, names } => {
+            let mut watch = lab.cluster.watch(PODS);
+            for name in &names {
+                lab.cluster.begin_pod_deletion(&namespace, name)?;
+            }
+            let mut left: HashSet<&str> = names.iter().map(String::as_str).collect();
+            while !left.is_empty() {
+                let change = watch.next().await;
+                if change.gone && change.namespace() == namespace {
+                    left.remove(change.name());
+                }
+            }
             Ok(Value::Null)
         }
         Request::ApiServer { running } => {

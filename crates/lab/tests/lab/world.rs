@@ -1,6 +1,6 @@
 //! A lab for a test: started by the real command, removed however the test ends.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::Write as _;
 use std::net::{IpAddr, SocketAddr};
@@ -9,6 +9,8 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use kernel::map::Map as _;
+use lab::control::Request;
 use serde_json::{Value, json};
 
 static LABS: AtomicU32 = AtomicU32::new(0);
@@ -157,6 +159,60 @@ impl Lab {
     pub fn apply(&self, objects: &[Value]) {
         let applied = self.try_kubectl(&["apply", "-f", "-"], &manifest(objects));
         self.expect(applied, "kubectl apply");
+    }
+
+    /// Asks the supervisor directly: fast, and it works without the API server.
+    pub fn ask(&self, request: &Request) -> Value {
+        let socket = self.dir().join("control.sock");
+        lab::control::ask(&socket, request, |_| {}).unwrap_or_else(|error| {
+            self.print_world();
+            panic!("{request:?}: {error:#}")
+        })
+    }
+
+    /// Creates pods in process and waits until they are Ready.
+    pub fn create(&self, pods: Vec<Value>) {
+        self.ask(&Request::Apply { objects: pods, timeout_s: 60 });
+    }
+
+    /// Deletes pods in process and waits until they are gone.
+    pub fn delete(&self, pods: &[Value]) {
+        let name = |pod: &Value| pod["metadata"]["name"].as_str().unwrap().to_owned();
+        let names = pods.iter().map(name).collect();
+        self.ask(&Request::DeletePods { namespace: "default".to_owned(), names });
+    }
+
+    /// Starts a stream of 1,000 numbered packets per second to a netexec; `finish` says how many
+    /// were lost.
+    pub fn stream(&self, place: &[&str], target: IpAddr) -> Background {
+        let cilium = bin_dir().join("cilium");
+        let target = SocketAddr::new(target, 8081).to_string();
+        self.background(place, &[cilium.to_str().unwrap(), "lab", "image", "agnhost", "loss", &target])
+    }
+
+    /// Everything that pods leave on a node while they are there.
+    pub fn inventory(&self, node: usize) -> BTreeMap<&'static str, usize> {
+        let name = format!("node-{node}");
+        let lines = |argv: &[&str]| self.on_node(&name, argv).lines().count();
+        let maps = kernel::datapath::open_maps(&self.dir().join("nodes").join(&name).join("bpf")).unwrap();
+        let descriptors = |pid: i64| fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count();
+        let status = self.status();
+        let cgroups = kernel::cgroup::Cgroup::root().unwrap().path().join("cilium-lab").join(&self.name);
+        let agent = self.agent_pid(node).map_or(0, |pid| descriptors(pid.into()));
+        BTreeMap::from([
+            ("namespaces", lines(&["ls", "/run/netns"])),
+            ("links", lines(&["ip", "-o", "link"])),
+            ("addresses", lines(&["ip", "-o", "address"])),
+            ("v4 routes", lines(&["ip", "-4", "route", "show", "table", "all"])),
+            ("v6 routes", lines(&["ip", "-6", "route", "show", "table", "all"])),
+            ("cilium_lxc", maps.lxc.entries().unwrap().len()),
+            ("cilium_lxc_devices", maps.lxc_devices.entries().unwrap().len()),
+            ("cilium_ipcache", maps.ipcache.entries().unwrap().len()),
+            ("cilium_ipcache_hosts", maps.ipcache_hosts.entries().unwrap().len()),
+            ("cgroups", fs::read_dir(cgroups.join(&name).join("pods")).unwrap().flatten().filter(|e| e.path().is_dir()).count()),
+            ("agent's descriptors", agent),
+            ("supervisor's descriptors", descriptors(status["supervisor_pid"].as_i64().unwrap())),
+        ])
     }
 
     pub fn pod(&self, name: &str) -> Value {

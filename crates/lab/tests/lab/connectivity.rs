@@ -1,0 +1,106 @@
+//! Pods talk: on one node and across nodes, with hosts and with the world outside, in every mode.
+
+use std::net::IpAddr;
+
+use lab::spec::{INTERNET, NodeSpec};
+
+use crate::world::{Lab, can_run, curl, pod, server};
+
+/// Starts two nodes with these settings and lets everything talk to everything else.
+fn check(test: &str, settings: &[&str], families: &[&str]) {
+    if !can_run(test) {
+        return;
+    }
+    let pods = [pod("client", Some(1)), server("near", 1), server("far", 2)];
+    let lab = Lab::up(2, settings, &pods);
+    let own = lab.addresses("client");
+    let named: Vec<&str> = own.iter().map(|ip| if ip.is_ipv4() { "v4" } else { "v6" }).collect();
+    assert_eq!(named, families, "{own:?}");
+    for own in own {
+        for peer in ["near", "far"] {
+            let all = lab.addresses(peer);
+            let address = *all.iter().find(|ip| ip.is_ipv4() == own.is_ipv4()).unwrap();
+            pod_to_pod(&lab, own, address);
+            let words: Vec<String> = curl(address, "hostname");
+            let words: Vec<&str> = words.iter().map(String::as_str).collect();
+            // From both nodes, so that each pod is once the near and once the far one.
+            assert_eq!(lab.on_node("node-1", &words), peer);
+            assert_eq!(lab.on_node("node-2", &words), peer);
+        }
+        let same_family = |ip: &IpAddr| ip.is_ipv4() == own.is_ipv4();
+        for number in [1, 2] {
+            let host = NodeSpec::new(number).addresses().into_iter().find(same_family).unwrap();
+            lab.exec("client", &["ping", "-c2", "-i0.2", "-W5", &host.to_string()]);
+        }
+        let internet = [IpAddr::V4(INTERNET.0), IpAddr::V6(INTERNET.1)].into_iter().find(same_family);
+        let url = format!("http://{}/clientip", std::net::SocketAddr::new(internet.unwrap(), 80));
+        let seen = lab.exec("client", &["curl", "-sS", "-m5", &url]);
+        assert!(seen.contains(&own.to_string()), "the world outside sees {seen}, not {own}");
+        lab.on_node("external", &["ping", "-c2", "-i0.2", "-W5", &own.to_string()]);
+    }
+    mtu(&lab);
+}
+
+fn pod_to_pod(lab: &Lab, own: IpAddr, address: IpAddr) {
+    lab.exec("client", &["ping", "-c3", "-i0.2", "-W5", &address.to_string()]);
+    let words = curl(address, "clientip");
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    let seen = lab.exec("client", &words);
+    assert!(seen.contains(&own.to_string()), "{address} sees {seen}, not {own}");
+    let target = std::net::SocketAddr::new(address, 8081).to_string();
+    let cilium = crate::world::bin_dir().join("cilium");
+    let ask = [cilium.to_str().unwrap(), "lab", "image", "agnhost", "connect", "--protocol=udp", "--timeout=5s"];
+    lab.exec("client", &[&ask[..], &[&target]].concat());
+}
+
+/// The largest packet that the pod's route allows arrives, across nodes as well.
+fn mtu(lab: &Lab) {
+    for address in lab.addresses("far") {
+        let (route, headers) = match address {
+            IpAddr::V4(_) => (vec!["ip", "-4", "route", "show", "default"], 28),
+            IpAddr::V6(_) => (vec!["ip", "-6", "route", "show", "default"], 48),
+        };
+        let text = lab.exec("client", &route);
+        let mtu = text.split_once("mtu ").map_or("1500", |(_, rest)| rest.split_whitespace().next().unwrap());
+        let size = (mtu.parse::<usize>().unwrap() - headers).to_string();
+        let ping = ["ping", "-c1", "-W5", "-Mdo", "-s", &size, &address.to_string()].map(str::to_owned);
+        lab.exec("client", &ping.each_ref().map(String::as_str));
+    }
+}
+
+#[test]
+fn tunnel_dual_stack() {
+    check("tunnel_dual_stack", &[], &["v4", "v6"]);
+}
+
+#[test]
+fn tunnel_v4_only() {
+    check("tunnel_v4_only", &["enable-ipv6=false"], &["v4"]);
+}
+
+#[test]
+fn tunnel_v6_only() {
+    check("tunnel_v6_only", &["enable-ipv4=false"], &["v6"]);
+}
+
+const NATIVE: [&str; 2] = ["routing-mode=native", "auto-direct-node-routes=true"];
+
+#[test]
+fn native_dual_stack() {
+    check("native_dual_stack", &NATIVE, &["v4", "v6"]);
+}
+
+#[test]
+fn native_v4_only() {
+    check("native_v4_only", &[&NATIVE[..], &["enable-ipv6=false"]].concat(), &["v4"]);
+}
+
+#[test]
+fn native_v6_only() {
+    check("native_v6_only", &[&NATIVE[..], &["enable-ipv4=false"]].concat(), &["v6"]);
+}
+
+#[test]
+fn addresses_of_the_node_object() {
+    check("addresses_of_the_node_object", &["ipam=kubernetes"], &["v4", "v6"]);
+}
