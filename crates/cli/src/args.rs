@@ -287,7 +287,7 @@ fn duration(text: &str) -> Result<Duration, String> {
     let mut rest = text;
     while !rest.is_empty() {
         let digits = rest.find(|c: char| !c.is_ascii_digit()).ok_or_else(wrong)?;
-        let number: u64 = rest[..digits].parse().map_err(|_| wrong())?;
+        let number: u64 = rest[..digits].parse().ok().ok_or_else(wrong)?;
         let unit_len = rest[digits..].find(|c: char| c.is_ascii_digit());
         let (unit, after) = rest[digits..].split_at(unit_len.unwrap_or(rest.len() - digits));
         let seconds = match unit {

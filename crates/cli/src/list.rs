@@ -294,12 +294,11 @@ pub(crate) fn render_maps(maps: &BpfMapList, verbose: bool) -> String {
     }
     let mut table = Table::new(&header);
     for map in &maps.maps {
-        let cached = CACHED.iter().any(|cached| cached.name == map.name);
         let mut row = vec![
             map.name.clone(),
             map.num_entries.to_string(),
             map.num_errors.to_string(),
-            cached.to_string(),
+            map.cache_enabled.to_string(),
         ];
         if verbose {
             let memory = map.memory_bytes.map(|bytes| format!("{} KiB", bytes.div_ceil(1024)));
@@ -309,10 +308,6 @@ pub(crate) fn render_maps(maps: &BpfMapList, verbose: bool) -> String {
     }
     table.to_string()
 }
-
-/// Maps that the agent computes in whole; the list says nothing of it.
-const CACHED: [abi::names::MapName; 4] =
-    [abi::names::LXC, abi::names::LXC_DEVICES, abi::names::IPCACHE, abi::names::IPCACHE_HOSTS];
 
 pub(crate) fn map(node: &Node, name: &str) -> Result<BpfMap> {
     let path = format!("{}/{}", path::MAP, client::encode(name));
@@ -493,7 +488,7 @@ mod tests {
     fn map_list_and_get() {
         check(
             json!({"maps": [
-                {"path": "/sys/fs/bpf/tc/globals/cilium_lxc", "name": "cilium_lxc", "num-entries": 4, "max-entries": 65535, "num-errors": 0, "memory-bytes": 1048576},
+                {"path": "/sys/fs/bpf/tc/globals/cilium_lxc", "name": "cilium_lxc", "num-entries": 4, "max-entries": 65535, "num-errors": 0, "cache-enabled": true, "memory-bytes": 1048576},
                 {"path": "/sys/fs/bpf/tc/globals/cilium_metrics_v1", "name": "cilium_metrics_v1", "num-entries": 1024, "max-entries": 1024, "num-errors": 0},
             ]}),
             |maps| render_maps(maps, true),

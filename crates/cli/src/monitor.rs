@@ -87,7 +87,7 @@ impl Printer<'_> {
         let mut queue = Queue::new(if self.nodes.sections { REORDER } else { Duration::ZERO });
         loop {
             let received = match queue.patience() {
-                None => events.recv().map_err(|_| RecvTimeoutError::Disconnected),
+                None => events.recv().map_err(RecvTimeoutError::from),
                 Some(patience) => events.recv_timeout(patience),
             };
             let has_ended = match received {
@@ -311,7 +311,8 @@ impl Party {
 
 fn pod_name(text: &str) -> Result<PodName> {
     let full = if text.contains('/') { text.to_owned() } else { format!("default/{text}") };
-    full.parse().map_err(|_| anyhow!("{text:?} is not a pod; write NAME or NAMESPACE/NAME"))
+    full.parse()
+        .map_err(|error| anyhow!("{text:?} is not a pod ({error}); write NAME or NAMESPACE/NAME"))
 }
 
 /// What an agent knows of a pod.

@@ -277,7 +277,7 @@ impl Debug {
 impl Capture {
     fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
         let (header, rest) = prefix::<CaptureHeader>(bytes)?;
-        let ([arg1, arg2], rest) = <[u32; 2]>::read_from_prefix(rest).map_err(|_| {
+        let ([arg1, arg2], rest) = <[u32; 2]>::read_from_prefix(rest).ok().ok_or_else(|| {
             let needed = size_of::<CaptureHeader>() + size_of::<[u32; 2]>();
             DecodeError::Truncated { event_type: header.event_type, len: bytes.len(), needed }
         })?;
@@ -296,7 +296,7 @@ impl Capture {
 const TRACE_REASON_ENCRYPTED: u8 = 0x80;
 
 fn prefix<T: FromBytes>(bytes: &[u8]) -> Result<(T, &[u8]), DecodeError> {
-    T::read_from_prefix(bytes).map_err(|_| DecodeError::Truncated {
+    T::read_from_prefix(bytes).ok().ok_or_else(|| DecodeError::Truncated {
         event_type: bytes.first().copied().unwrap_or(0),
         len: bytes.len(),
         needed: size_of::<T>(),

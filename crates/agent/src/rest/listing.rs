@@ -124,6 +124,14 @@ fn infos(agent: &Agent) -> Result<Vec<MapInfo>, Refused> {
     agent.datapath.maps.infos().map_err(failed)
 }
 
+/// The maps that we compute in whole.
+const CACHED: [abi::names::MapName; 4] = [
+    abi::names::LXC,
+    abi::names::LXC_DEVICES,
+    abi::names::IPCACHE,
+    abi::names::IPCACHE_HOSTS,
+];
+
 fn describe_map(agent: &Agent, info: MapInfo, with_cache: bool) -> BpfMap {
     let maps = &agent.maps;
     let is_host = |row: &IpcacheEntry| row.prefix.prefix_len() == row.prefix.max_prefix_len();
@@ -145,6 +153,7 @@ fn describe_map(agent: &Agent, info: MapInfo, with_cache: bool) -> BpfMap {
     };
     let path = agent.config.bpf_root.join(abi::names::MAPS_DIR).join(&info.name);
     BpfMap {
+        cache_enabled: CACHED.iter().any(|map| map.name == info.name),
         path: path.display().to_string(),
         name: info.name,
         num_entries: info.len as u64,

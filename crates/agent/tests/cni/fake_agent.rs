@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 /// What goes wrong, and where.
 #[derive(Clone, Debug)]
-pub enum Fault {
+pub(crate) enum Fault {
     /// Requests that begin with this method and path are answered with a status and a message.
     Refuse(&'static str, u16, &'static str),
     /// The agent does the request and dies before it answers.
@@ -22,28 +22,28 @@ pub enum Fault {
 }
 
 #[derive(Debug, Default)]
-pub struct State {
+pub(crate) struct State {
     /// Method and path of each request, in order.
-    pub calls: Vec<String>,
-    pub addresses: BTreeSet<String>,
+    pub(crate) calls: Vec<String>,
+    pub(crate) addresses: BTreeSet<String>,
     /// By attachment id, with the body of the PUT.
-    pub endpoints: BTreeMap<String, Value>,
-    pub fault: Option<Fault>,
+    pub(crate) endpoints: BTreeMap<String, Value>,
+    pub(crate) fault: Option<Fault>,
     /// What `/healthz` says of the agent: the state and the words.
-    pub health: Option<(&'static str, &'static str)>,
-    pub ipam_status: Option<&'static str>,
-    pub endpoint_health: Option<&'static str>,
+    pub(crate) health: Option<(&'static str, &'static str)>,
+    pub(crate) ipam_status: Option<&'static str>,
+    pub(crate) endpoint_health: Option<&'static str>,
     next_host: u8,
 }
 
-pub struct FakeAgent {
-    pub state: Arc<Mutex<State>>,
+pub(crate) struct FakeAgent {
+    pub(crate) state: Arc<Mutex<State>>,
     socket: PathBuf,
     server: Option<JoinHandle<()>>,
 }
 
 impl FakeAgent {
-    pub fn start(socket: &Path) -> Self {
+    pub(crate) fn start(socket: &Path) -> Self {
         let _ = std::fs::remove_file(socket);
         let listener = UnixListener::bind(socket).unwrap();
         let state = Arc::new(Mutex::new(State { next_host: 10, ..State::default() }));
@@ -53,7 +53,7 @@ impl FakeAgent {
     }
 
     /// Stops listening, as an agent that is restarted does; its state stays readable.
-    pub fn stop(&mut self) {
+    pub(crate) fn stop(&mut self) {
         let Some(server) = self.server.take() else { return };
         // A request that no client makes ends the loop; a dead agent has ended it already.
         if let Ok(mut stream) = UnixStream::connect(&self.socket) {
@@ -63,7 +63,7 @@ impl FakeAgent {
         let _ = std::fs::remove_file(&self.socket);
     }
 
-    pub fn with<T>(&self, f: impl FnOnce(&mut State) -> T) -> T {
+    pub(crate) fn with<T>(&self, f: impl FnOnce(&mut State) -> T) -> T {
         f(&mut self.state.lock().unwrap())
     }
 }

@@ -12,24 +12,24 @@ use serde_json::{Value, json};
 
 use crate::fake_agent::FakeAgent;
 
-pub struct World {
+pub(crate) struct World {
     dir: PathBuf,
-    pub node: Netns,
-    pub pod: Netns,
-    pub agent: FakeAgent,
-    pub version: &'static str,
+    pub(crate) node: Netns,
+    pub(crate) pod: Netns,
+    pub(crate) agent: FakeAgent,
+    pub(crate) version: &'static str,
 }
 
 /// What the plugin answered.
 #[derive(Debug, PartialEq)]
-pub struct Answer {
-    pub ok: bool,
-    pub json: Value,
+pub(crate) struct Answer {
+    pub(crate) ok: bool,
+    pub(crate) json: Value,
 }
 
 impl Answer {
     /// `code: message`, or `ok`.
-    pub fn summary(&self) -> String {
+    pub(crate) fn summary(&self) -> String {
         if self.ok {
             return "ok".to_owned();
         }
@@ -38,7 +38,7 @@ impl Answer {
 }
 
 /// The world of a test, or `None` where this machine has none to offer.
-pub fn world(test: &str) -> Option<World> {
+pub(crate) fn world(test: &str) -> Option<World> {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     if !nix::unistd::geteuid().is_root() {
         eprintln!("SKIPPED: {test}: needs root to make network namespaces");
@@ -71,27 +71,27 @@ impl Drop for World {
     }
 }
 
-pub const CONTAINER: &str = "c1";
+pub(crate) const CONTAINER: &str = "c1";
 
 impl World {
-    pub fn netns_path(&self) -> PathBuf {
+    pub(crate) fn netns_path(&self) -> PathBuf {
         self.dir.join("pod")
     }
 
-    pub fn socket(&self) -> PathBuf {
+    pub(crate) fn socket(&self) -> PathBuf {
         self.dir.join("cilium.sock")
     }
 
-    pub fn conf(&self) -> Value {
+    pub(crate) fn conf(&self) -> Value {
         json!({"cniVersion": self.version, "name": "cilium", "type": "cilium-cni"})
     }
 
     /// Runs a command for [`CONTAINER`] with the usual configuration.
-    pub fn run(&self, command: &str) -> Answer {
+    pub(crate) fn run(&self, command: &str) -> Answer {
         self.run_with(command, CONTAINER, &self.conf())
     }
 
-    pub fn run_with(&self, command: &str, container: &str, conf: &Value) -> Answer {
+    pub(crate) fn run_with(&self, command: &str, container: &str, conf: &Value) -> Answer {
         let netns = self.netns_path();
         self.exec(
             &[
@@ -110,7 +110,7 @@ impl World {
     }
 
     /// Runs the plugin with this environment and nothing else, in the node's namespace.
-    pub fn exec(&self, env: &[(&str, &str)], stdin: &str) -> Answer {
+    pub(crate) fn exec(&self, env: &[(&str, &str)], stdin: &str) -> Answer {
         let run = || {
             let mut child = Command::new(env!("CARGO_BIN_EXE_cilium-cni"))
                 .env_clear()
@@ -138,20 +138,20 @@ impl World {
     }
 
     /// CHECK or DEL as a runtime calls them: with the result of ADD.
-    pub fn run_after(&self, command: &str, added: &Answer) -> Answer {
+    pub(crate) fn run_after(&self, command: &str, added: &Answer) -> Answer {
         let mut conf = self.conf();
         conf["prevResult"] = added.json.clone();
         self.run_with(command, CONTAINER, &conf)
     }
 
     /// The names of all links of a namespace but the loopback.
-    pub fn links(netns: &Netns) -> Vec<String> {
+    pub(crate) fn links(netns: &Netns) -> Vec<String> {
         let links = Netlink::in_netns(netns).unwrap().links().unwrap();
         links.into_iter().filter(|link| !link.loopback).map(|link| link.name).collect()
     }
 
     /// Runs `ip` in a namespace; for tampering.
-    pub fn ip(netns: &Netns, arguments: &str) {
+    pub(crate) fn ip(netns: &Netns, arguments: &str) {
         let status = netns
             .run(|| Command::new("ip").args(arguments.split_whitespace()).status().unwrap())
             .unwrap();
@@ -160,7 +160,7 @@ impl World {
 
     /// Everything that ADD makes: links at both ends, addresses and endpoints of the agent, and
     /// deletions that wait for it.
-    pub fn leftovers(&self) -> Vec<String> {
+    pub(crate) fn leftovers(&self) -> Vec<String> {
         let mut left: Vec<String> = Self::links(&self.node);
         left.extend(Self::links(&self.pod).into_iter().map(|name| format!("pod {name}")));
         self.agent.with(|state| {
@@ -172,7 +172,7 @@ impl World {
     }
 
     /// What waits in the queue of deletions.
-    pub fn queued(&self) -> Vec<String> {
+    pub(crate) fn queued(&self) -> Vec<String> {
         let Ok(files) = std::fs::read_dir(self.dir.join("deleteQueue")) else { return Vec::new() };
         files
             .map(|file| file.unwrap().path())
@@ -182,7 +182,7 @@ impl World {
     }
 
     /// An answer as text, without what differs between runs.
-    pub fn stable(&self, answer: &Answer) -> String {
+    pub(crate) fn stable(&self, answer: &Answer) -> String {
         let text = serde_json::to_string_pretty(&answer.json).unwrap();
         text.replace(self.dir.to_str().unwrap(), "<dir>")
     }

@@ -44,7 +44,7 @@ pub struct BpfMapList {
     pub maps: Vec<BpfMap>,
 }
 
-/// A BPF map. Cilium sends path and cache only; the counts are ours.
+/// A BPF map. Cilium sends path and cache only; the rest is ours.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", default)]
 pub struct BpfMap {
@@ -62,7 +62,9 @@ pub struct BpfMap {
     /// Kernel memory that it takes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub memory_bytes: Option<u64>,
-    /// What we mean it to hold; absent where we keep no copy.
+    /// Whether we keep a copy of what it should hold.
+    pub cache_enabled: bool,
+    /// That copy; only of a single map that was asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cache: Option<Vec<BpfMapEntry>>,
 }

@@ -9,6 +9,7 @@ use api::rest::{
     DaemonConfigurationStatus, Endpoint, EndpointChangeRequest, EndpointHealth, IpamResponse,
     NodeAddressing, SOCKET_ENV, StatusResponse, StatusState, client, path,
 };
+use serde::de::IgnoredAny;
 
 use crate::error::{Code, Error};
 use crate::response::PodAddress;
@@ -88,7 +89,7 @@ impl Agent {
         request: &EndpointChangeRequest,
     ) -> Result<(), Error> {
         self.client
-            .put::<Endpoint>(&endpoint_path(id), request)
+            .put::<IgnoredAny>(&endpoint_path(id), request)
             .map(drop)
             .map_err(|error| refused("the agent did not create the endpoint", error))
     }
@@ -154,7 +155,9 @@ pub(crate) fn with_gateways(
     let malformed = |what: &str| {
         Error::new(Code::AgentRefused, format!("the agent gave {what}"), "look at its log")
     };
-    let addresses = pair.addresses().map_err(|_| malformed("a malformed pod address"))?;
+    let addresses = pair
+        .addresses()
+        .map_err(|error| malformed(&format!("a malformed pod address ({error})")))?;
     if addresses.is_empty() {
         return Err(malformed("no address: neither enable-ipv4 nor enable-ipv6 is set"));
     }

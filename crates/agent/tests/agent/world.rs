@@ -1,0 +1,462 @@
+//! An agent without a kernel and without an API server: the real tables, controllers, reconcilers and
+//! endpoints, between rows that a test writes and maps that a test reads, and makes fail.
+
+use std::collections::BTreeMap;
+use std::future::{Future, ready};
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use abi::AddressKey;
+use abi::endpoint::{DeviceEndpoint, EndpointInfo};
+use abi::ipcache::{IpcacheKey, RemoteEndpointInfo};
+use agent::checkpoint::Checkpoints;
+use agent::controllers::{self, LocalNode, Output, Sources, Uplink};
+use agent::endpoint::{
+    CreateError, DeviceError, Devices, Endpoints, LabelRules, MapProgress, Parts, PodSource,
+};
+use agent::identity::{Created, Identities, Identity, IdentityStore, StoreError};
+use agent::ipam::{Families, Ipam};
+use agent::k8s::endpoint::{PublishedEndpoint, published};
+use agent::tables::{
+    ClusterEndpoint, DesiredRoute, Device, Endpoint, EndpointSpec, HostAddress, IpcacheEntry,
+    LocalAddress, LocalPod, Namespace, Node,
+};
+use agent::targets::{IpcacheTarget, MapTarget, rows_of_ipcache};
+use kernel::map::{FakeMap, Map};
+use model::{EndpointId, IdentityId, LabelFilter, Labels, Mac, PodName};
+use statedb::job::Group;
+use statedb::reconciler::{Pace, Progress, Target};
+use statedb::{Initializer, Reconciler, Row, Table, Writer};
+
+/// The maps, which survive an agent.
+#[derive(Clone)]
+pub struct Maps {
+    pub lxc: Arc<FakeMap<AddressKey, EndpointInfo>>,
+    pub devices: Arc<FakeMap<u32, DeviceEndpoint>>,
+    pub hosts: Arc<FakeMap<AddressKey, RemoteEndpointInfo>>,
+    pub prefixes: Arc<FakeMap<IpcacheKey, RemoteEndpointInfo>>,
+}
+
+impl Maps {
+    pub fn new() -> Self {
+        Self {
+            lxc: Arc::new(FakeMap::new("lxc", 64)),
+            devices: Arc::new(FakeMap::new("lxc-devices", 64)),
+            hosts: Arc::new(FakeMap::new("ipcache-hosts", 64)),
+            prefixes: Arc::new(FakeMap::new("ipcache", 64)),
+        }
+    }
+
+    /// Lets every `nth` operation on every map fail.
+    pub fn fail_every(&self, nth: u64) {
+        self.lxc.fail_every(nth);
+        self.devices.fail_every(nth);
+        self.hosts.fail_every(nth);
+        self.prefixes.fail_every(nth);
+    }
+
+    pub fn heal(&self) {
+        self.lxc.heal();
+        self.devices.heal();
+        self.hosts.heal();
+        self.prefixes.heal();
+    }
+
+    /// What the kernel holds, as text.
+    pub fn lxc_text(&self) -> String {
+        let address = |key: &AddressKey| agent::targets::address(key.family, key.addr);
+        let rows = self.lxc.entries().unwrap().into_iter();
+        let rows = rows.map(|(key, info)| LocalAddress { address: address(&key).unwrap(), info });
+        text(rows)
+    }
+
+    pub fn devices_text(&self) -> String {
+        let rows = self.devices.entries().unwrap().into_iter();
+        text(rows.map(|(ifindex, endpoint)| Device { ifindex, endpoint }))
+    }
+
+    pub fn ipcache_text(&self) -> String {
+        let rows = rows_of_ipcache(&*self.hosts, &*self.prefixes).unwrap();
+        let mut lines: Vec<_> = rows.into_iter().collect();
+        lines.sort_by_key(|(net, _)| *net);
+        let mut text = String::new();
+        for (net, info) in lines {
+            let tunnel = match (info.flags & 2 != 0, info.flags & 4 != 0) {
+                (false, _) => "-".to_owned(),
+                (true, is_v6) => {
+                    let family = if is_v6 { 2 } else { 1 };
+                    let node = agent::targets::address(family, info.tunnel_endpoint);
+                    node.unwrap().to_string()
+                }
+            };
+            text.push_str(&format!("{net} identity={} tunnel={tunnel}\n", info.sec_identity));
+        }
+        text
+    }
+}
+
+/// Rows as an aligned table.
+fn text<R: Row>(rows: impl IntoIterator<Item = R>) -> String {
+    let (table, writer) = Table::new("text");
+    writer.replace(rows);
+    table.snapshot().to_string()
+}
+
+/// The devices of the node: what a test says.
+#[derive(Default)]
+pub struct FakeDevices {
+    pub links: Mutex<BTreeMap<u32, String>>,
+    pub attached: Mutex<BTreeMap<u32, u32>>,
+    pub refuse: Mutex<bool>,
+}
+
+impl Devices for FakeDevices {
+    fn name(&self, ifindex: u32) -> Result<Option<String>, DeviceError> {
+        Ok(self.links.lock().unwrap().get(&ifindex).cloned())
+    }
+
+    fn all(&self) -> Result<BTreeMap<u32, String>, DeviceError> {
+        Ok(self.links.lock().unwrap().clone())
+    }
+
+    fn attach(&self, ifindex: u32) -> Result<(), DeviceError> {
+        if *self.refuse.lock().unwrap() {
+            return Err("the verifier is in a bad mood".into());
+        }
+        *self.attached.lock().unwrap().entry(ifindex).or_default() += 1;
+        Ok(())
+    }
+
+    fn is_attached(&self, ifindex: u32) -> Result<bool, DeviceError> {
+        Ok(self.attached.lock().unwrap().contains_key(&ifindex))
+    }
+}
+
+/// The API server's identities.
+#[derive(Clone, Default)]
+pub struct FakeStore {
+    pub objects: Arc<Mutex<BTreeMap<IdentityId, Arc<Labels>>>>,
+    pub away: Arc<Mutex<bool>>,
+}
+
+impl IdentityStore for FakeStore {
+    fn create<'a>(
+        &'a self,
+        identity: &'a Identity,
+    ) -> Pin<Box<dyn Future<Output = Result<Created, StoreError>> + Send + 'a>> {
+        if *self.away.lock().unwrap() {
+            let source = "the API server is away".into();
+            return Box::pin(ready(Err(StoreError { id: identity.id, source })));
+        }
+        let mut objects = self.objects.lock().unwrap();
+        let created = match objects.get(&identity.id) {
+            Some(theirs) => Created::Taken(Arc::clone(theirs)),
+            None => {
+                objects.insert(identity.id, Arc::clone(&identity.labels));
+                Created::New
+            }
+        };
+        Box::pin(ready(Ok(created)))
+    }
+}
+
+/// Nobody to ask: what the watch does not know is not known.
+struct NoPods;
+
+impl PodSource for NoPods {
+    fn fetch<'a>(
+        &'a self,
+        _: &'a PodName,
+    ) -> Pin<Box<dyn Future<Output = Result<Option<(LocalPod, Namespace)>, String>> + Send + 'a>>
+    {
+        Box::pin(ready(Ok(None)))
+    }
+}
+
+/// What survives an agent.
+pub struct Machine {
+    pub maps: Maps,
+    pub devices: Arc<FakeDevices>,
+    pub store: FakeStore,
+    pub state_dir: PathBuf,
+    pub tunnel: bool,
+}
+
+impl Machine {
+    pub fn new(name: &str) -> Self {
+        let state_dir = std::env::temp_dir().join(format!("agent-{name}-{}", std::process::id()));
+        let _ = std::fs::remove_dir_all(&state_dir);
+        Self {
+            maps: Maps::new(),
+            devices: Arc::default(),
+            store: FakeStore::default(),
+            state_dir,
+            tunnel: true,
+        }
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.state_dir);
+    }
+}
+
+/// A running agent.
+pub struct World {
+    pub jobs: Group,
+    pub node: Arc<LocalNode>,
+    pub pods: Writer<LocalPod>,
+    pub namespaces: Writer<Namespace>,
+    pub nodes: Writer<Node>,
+    pub cluster: Writer<ClusterEndpoint>,
+    pub identities: Writer<Identity>,
+    pub host: Writer<HostAddress>,
+    pub endpoints: Arc<Endpoints>,
+    pub desired_lxc: Table<LocalAddress>,
+    pub desired_devices: Table<Device>,
+    pub desired_ipcache: Table<IpcacheEntry>,
+    pub routes: Table<DesiredRoute>,
+    unsynchronised: Option<Unsynchronised>,
+}
+
+/// The promises of the watches.
+struct Unsynchronised {
+    pods: Initializer<LocalPod>,
+    namespaces: Initializer<Namespace>,
+    nodes: Initializer<Node>,
+    cluster: Initializer<ClusterEndpoint>,
+    identities: Initializer<Identity>,
+}
+
+fn local_node(tunnel: bool) -> LocalNode {
+    let net = |text: &str| text.parse().unwrap();
+    let address = |text: &str| text.parse::<IpAddr>().unwrap();
+    LocalNode {
+        name: "node-1".into(),
+        enable_ipv4: true,
+        enable_ipv6: true,
+        tunnel,
+        direct_routes: true,
+        addresses: vec![address("172.18.1.1"), address("fd00:18::1")],
+        routers: vec![address("10.0.1.1"), address("fd00:10::101")],
+        pod_cidrs: vec![net("10.0.1.0/24"), net("fd00:10::100/120")],
+        host_endpoint_id: agent::endpoint::HOST_ENDPOINT_ID,
+        host_ifindex: 4,
+        host_mac: Mac([2, 0, 0, 0, 0, 4]),
+        device_mtu: 1500,
+        route_mtu: if tunnel { 1450 } else { 1500 },
+        uplink: Uplink {
+            ifindex: 2,
+            addresses: vec![address("172.18.1.1"), address("fd00:18::1")],
+            on_link: vec![net("172.18.0.0/16"), net("fd00:18::/64")],
+        },
+    }
+}
+
+impl World {
+    /// Starts an agent on the machine and restores what the one before it left.
+    pub fn start(machine: &Machine) -> Self {
+        let jobs = Group::new();
+        let node = Arc::new(local_node(machine.tunnel));
+        let (pods, pod_writer) = Table::new("pods");
+        let (namespaces, namespace_writer) = Table::new("namespaces");
+        let (nodes, node_writer) = Table::new("nodes");
+        let (cluster, cluster_writer) = Table::new("cilium-endpoints");
+        let (_, identity_writer) = Table::new("identities");
+        let (host, host_writer) = Table::new("host-addresses");
+        let unsynchronised = Some(Unsynchronised {
+            pods: pod_writer.initializer("test"),
+            namespaces: namespace_writer.initializer("test"),
+            nodes: node_writer.initializer("test"),
+            cluster: cluster_writer.initializer("test"),
+            identities: identity_writer.initializer("test"),
+        });
+        for address in node.addresses.iter().chain(&node.routers) {
+            host_writer.upsert(HostAddress { address: *address, device: "test".to_owned() });
+        }
+        let (endpoint_table, endpoint_writer) = Table::new("endpoints");
+        let restored = endpoint_writer.initializer("restore");
+        let sources = Sources { endpoints: endpoint_table, cluster, nodes: nodes.clone(), host };
+        let (maps, routes) = follow(&jobs, &node, &sources, &machine.maps);
+        let mut ipam = Ipam::new(&node.pod_cidrs, true, true);
+        for router in &node.routers {
+            ipam.take(*router, "router", Instant::now()).unwrap();
+        }
+        let identities =
+            Identities::new(Arc::new(machine.store.clone()), identity_writer.clone());
+        let endpoints = Arc::new(Endpoints::new(Parts {
+            writer: endpoint_writer,
+            ipam,
+            identities: Arc::new(identities),
+            pods: pods.clone(),
+            namespaces: namespaces.clone(),
+            source: Arc::new(NoPods),
+            devices: machine.devices.clone(),
+            maps: maps.clone(),
+            checkpoints: Checkpoints::below(&machine.state_dir),
+            rules: LabelRules { cluster: "test".to_owned(), filter: LabelFilter::default() },
+        }));
+        let adopted = endpoints.restore().unwrap().adopted;
+        restored.done();
+        let all = endpoints.clone();
+        jobs.spawn("relabel", {
+            let (pods, namespaces) = (pods.clone(), namespaces);
+            move |job| agent::relabel::run(job, all, pods, namespaces)
+        });
+        let all = endpoints.clone();
+        jobs.spawn("forget", |job| async move {
+            tokio::select! {
+                () = job.stop.cancelled() => {}
+                pods = pods.initialized() => all.forget_deleted(&adopted, &pods).await,
+            }
+            Ok::<(), String>(())
+        });
+        Self {
+            jobs,
+            node,
+            pods: pod_writer,
+            namespaces: namespace_writer,
+            nodes: node_writer,
+            cluster: cluster_writer,
+            identities: identity_writer,
+            host: host_writer,
+            endpoints,
+            desired_lxc: maps.address_table,
+            desired_devices: maps.device_table,
+            desired_ipcache: maps.ipcache_table,
+            routes,
+            unsynchronised,
+        }
+    }
+
+    /// Every watch has listed once. Identities of the API server come with it.
+    pub fn synchronise(&mut self, machine: &Machine) {
+        let Some(promises) = self.unsynchronised.take() else { return };
+        for (id, labels) in machine.store.objects.lock().unwrap().iter() {
+            self.identities.upsert(Identity { id: *id, labels: Arc::clone(labels) });
+        }
+        promises.identities.done();
+        promises.pods.done();
+        promises.namespaces.done();
+        promises.nodes.done();
+        promises.cluster.done();
+    }
+
+    /// Lets everything that can happen now happen. Time is paused, so it goes on only when nobody
+    /// has anything left to do.
+    pub async fn settle(&self) {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+
+    /// Lets retries and the periodic passes happen too.
+    pub async fn wait_long(&self) {
+        tokio::time::sleep(Duration::from_secs(1200)).await;
+    }
+
+    /// What the CNI plugin does: reserves addresses, makes a device, asks for the endpoint. What it
+    /// reserved it gives back when that fails.
+    pub async fn create(&self, machine: &Machine, pod: &PodName, ifindex: u32) -> Result<Arc<Endpoint>, String> {
+        let addresses = self
+            .endpoints
+            .ipam()
+            .allocate(Families::All, &pod.to_string(), Instant::now())
+            .map_err(|error| error.to_string())?;
+        machine.devices.links.lock().unwrap().insert(ifindex, format!("lxc{ifindex}"));
+        let [low, high] = u16::try_from(ifindex).unwrap().to_le_bytes();
+        let spec = EndpointSpec {
+            interface: format!("lxc{ifindex}"),
+            ifindex,
+            mac: Mac([2, 0, 0, 1, high, low]),
+            host_mac: Mac([2, 0, 0, 2, high, low]),
+            addresses: addresses.clone(),
+            container_id: format!("container-{ifindex}"),
+            container_interface: "eth0".to_owned(),
+            pod_namespace: pod.namespace.clone(),
+            pod_name: pod.name.clone(),
+            pod_uid: String::new(),
+            netns_cookie: None,
+        };
+        match self.endpoints.create(spec, Labels::default()).await {
+            Ok(endpoint) => Ok(Arc::new(endpoint)),
+            Err(error) => {
+                for address in addresses {
+                    self.endpoints.ipam().release(address);
+                }
+                machine.devices.links.lock().unwrap().remove(&ifindex);
+                machine.devices.attached.lock().unwrap().remove(&ifindex);
+                Err(chain(&error))
+            }
+        }
+    }
+
+    /// What DEL does: the endpoint, then its device.
+    pub async fn remove(&self, machine: &Machine, id: EndpointId) -> bool {
+        let Some(endpoint) = self.endpoints.table().get(&id) else { return false };
+        let removed = self.endpoints.delete(&api::rest::EndpointRef::Local(id)).await;
+        machine.devices.links.lock().unwrap().remove(&endpoint.spec.ifindex);
+        machine.devices.attached.lock().unwrap().remove(&endpoint.spec.ifindex);
+        !removed.is_empty()
+    }
+
+    /// What we would tell the API server.
+    pub fn published(&self) -> Vec<PublishedEndpoint> {
+        let pods = self.pods.table().snapshot();
+        published(&self.node, &self.endpoints.table().snapshot(), &pods)
+    }
+
+    /// The agent dies: nothing is undone.
+    pub async fn stop(self) {
+        self.jobs.shutdown(Duration::from_secs(10)).await.unwrap();
+    }
+}
+
+fn chain(error: &CreateError) -> String {
+    agent::k8s::watch::chain(error)
+}
+
+/// Controllers and reconcilers, as the agent wires them, with maps in memory and no routes in the
+/// kernel.
+fn follow(
+    jobs: &Group,
+    node: &Arc<LocalNode>,
+    sources: &Sources,
+    maps: &Maps,
+) -> (MapProgress, Table<DesiredRoute>) {
+    let (address_table, writer) = Table::<LocalAddress>::new("lxc");
+    let addresses = Output::new(writer);
+    let (device_table, writer) = Table::<Device>::new("lxc-devices");
+    let devices = Output::new(writer);
+    let (ipcache_table, writer) = Table::<IpcacheEntry>::new("ipcache");
+    let ipcache = Output::new(writer);
+    let (route_table, writer) = Table::<DesiredRoute>::new("routes");
+    let routes = Output::new(writer);
+    let (of, on) = (node.clone(), sources.clone());
+    jobs.spawn("local", |job| controllers::run_local(job, of, on, addresses, devices));
+    let (of, on) = (node.clone(), sources.clone());
+    jobs.spawn("ipcache", |job| controllers::run_ipcache(job, of, on, ipcache));
+    let (of, nodes) = (node.clone(), sources.nodes.clone());
+    jobs.spawn("routes", |job| controllers::run_routes(job, of, nodes, routes));
+    let target = IpcacheTarget { hosts: maps.hosts.clone(), prefixes: maps.prefixes.clone() };
+    let progress = MapProgress {
+        addresses: reconcile(jobs, &address_table, MapTarget(maps.lxc.clone())),
+        devices: reconcile(jobs, &device_table, MapTarget(maps.devices.clone())),
+        ipcache: reconcile(jobs, &ipcache_table, target),
+        address_table,
+        device_table,
+        ipcache_table,
+    };
+    (progress, route_table)
+}
+
+fn reconcile<R: Row, T: Target<R> + Sync>(jobs: &Group, table: &Table<R>, target: T) -> Progress<R> {
+    let (reconciler, progress) = Reconciler::new(table, target, Pace::default());
+    jobs.spawn(format!("reconcile-{}", table.snapshot().name()), |job| async move {
+        reconciler.run(job.stop).await;
+        Ok::<(), String>(())
+    });
+    progress
+}
