@@ -34,8 +34,7 @@ fn hooks_decide_alike_on_the_host_and_in_the_kernel() {
         for (i, change) in CONFIGURATIONS.iter().enumerate() {
             let mut config = example::config();
             change(&mut config);
-            let sizes =
-                MapSizes { ipcache: 1024, ipcache_hosts: 1024, ..MapSizes::default() };
+            let sizes = MapSizes { ipcache: 1024, ipcache_hosts: 1024, ..MapSizes::default() };
             let options = LoadOptions { bpffs: Path::new(BPFFS), config, sizes };
             let datapath = match Datapath::load(&options) {
                 Err(error @ LoadError::NotBuilt) => {

@@ -1,0 +1,233 @@
+//! Nanoseconds per packet, per hook and path: `cargo xtask bench datapath`.
+//!
+//! Method: `BPF_PROG_TEST_RUN` of a wrapper that restores packet, mark and tunnel key before each
+//! iteration and tail-calls the program; what the same wrapper costs around an empty program,
+//! measured in the same round, is subtracted. Hot caches, one CPU, TCP without payload, 20,000
+//! addresses in the ipcache, events compiled in and nobody listening. Every round goes through all
+//! paths; median, least and most of the rounds are shown. A figure is the program's own cost: no
+//! allocation of a packet, no redirect carried out, no driver.
+
+#[path = "../tests/kernel/fixture.rs"]
+#[expect(dead_code, reason = "tests use more of it")]
+mod fixture;
+#[path = "../tests/kernel/harness.rs"]
+#[expect(dead_code, reason = "tests use more of it")]
+mod harness;
+
+use std::{fs, net::IpAddr, path::Path};
+
+use abi::{AddressKey, config::AGGREGATION_MEDIUM, ipcache::RemoteEndpointInfo, names};
+use datapath::host::{
+    Frame,
+    example::{self, Both},
+    packets,
+};
+use kernel::{
+    datapath::{Datapath, LoadOptions, MapSizes},
+    map::Map as _,
+};
+use serde_json::json;
+
+use crate::{
+    fixture::{BPFFS, on_node},
+    harness::{Harness, Network, fill},
+};
+
+const ITERATIONS: u32 = 200_000;
+const SHOT: u32 = 2;
+
+fn main() {
+    on_node("bench_datapath", || {
+        let Some(mut harness) = Harness::load() else {
+            eprintln!("error: no target/bpf/harness.bpf.o: run `cargo xtask build-bpf`");
+            std::process::exit(1);
+        };
+        pin_to_one_cpu();
+        let _network = Network::new();
+        let tunnel = load(abi::config::TUNNEL_VXLAN);
+        let native = load(abi::config::TUNNEL_OFF);
+        let mut measured: Vec<(Way, Vec<f64>)> =
+            paths().into_iter().map(|path| (path, Vec::new())).collect();
+        for round in 0..rounds() {
+            for (path, values) in &mut measured {
+                let datapath = if path.is_native { &native } else { &tunnel };
+                let value = measure(&mut harness, datapath, path);
+                // The first round warms up.
+                if round > 0 {
+                    values.push(value);
+                }
+            }
+        }
+        report(&measured);
+    });
+}
+
+fn rounds() -> usize {
+    let asked = std::env::var("XTASK_BENCH_REPETITIONS").ok().and_then(|text| text.parse().ok());
+    1 + asked.unwrap_or(9)
+}
+
+/// One way through one program.
+struct Way {
+    program: &'static str,
+    what: &'static str,
+    family: &'static str,
+    frame: Frame,
+    is_native: bool,
+    /// What it must reach, in nanoseconds.
+    at_most: Option<f64>,
+}
+
+fn paths() -> Vec<Way> {
+    let mut paths = Vec::new();
+    for is_v6 in [false, true] {
+        let family = if is_v6 { "IPv6" } else { "IPv4" };
+        let tcp =
+            |from: Both, to: Both| packets::tcp((from.of(is_v6), 40_000), (to.of(is_v6), 80), 0x10);
+        let a = example::POD_A.address;
+        let mut add = |program, what, bytes: Vec<u8>, is_native, at_most: [f64; 2]| {
+            let mut frame = Frame::new(bytes, example::POD_A.ifindex);
+            if program == names::FROM_OVERLAY {
+                frame.vni = Some(20_003);
+            }
+            if program == names::TO_CONTAINER || program == names::TO_NETDEV {
+                frame.mark = abi::mark::with_identity(abi::mark::IDENTITY, 20_003);
+            }
+            let at_most = Some(at_most[usize::from(is_v6)]).filter(|limit| *limit > 0.0);
+            paths.push(Way { program, what, family, frame, is_native, at_most });
+        };
+        let free = [0.0; 2];
+        // Half of what Cilium's programs need for the same, with policy and conntrack: those must
+        // still come, so these figures must be well below.
+        let local = [753.0 / 2.0, 811.0 / 2.0];
+        let overlay = [394.0 / 2.0, 421.0 / 2.0];
+        let routed = [493.0 / 2.0, 684.0 / 2.0];
+        add(names::FROM_CONTAINER, "to a local pod", tcp(a, example::POD_B.address), false, local);
+        add(names::FROM_CONTAINER, "to a pod, VXLAN", tcp(a, example::POD_C), false, overlay);
+        add(names::FROM_CONTAINER, "to a pod, native", tcp(a, example::POD_C), true, routed);
+        add(names::FROM_CONTAINER, "to the node", tcp(a, example::NODE_1), false, free);
+        add(names::FROM_CONTAINER, "to the world", tcp(a, example::WORLD), false, free);
+        let asks = if is_v6 {
+            let (own, gateway) = (a.v6, example::ROUTER.v6);
+            packets::neighbour_solicitation(example::POD_A.mac, own, gateway)
+        } else {
+            packets::arp_request(example::POD_A.mac, a.v4, example::ROUTER.v4)
+        };
+        add(names::FROM_CONTAINER, "asks for its gateway", asks, false, free);
+        let foreign = tcp(example::WORLD, example::POD_B.address);
+        add(names::FROM_CONTAINER, "foreign source, dropped", foreign, false, free);
+        add(names::TO_CONTAINER, "from the host", tcp(example::NODE_1, a), false, free);
+        let to_node = tcp(example::NODE_2, example::NODE_1);
+        add(names::FROM_NETDEV, "to the node", to_node.clone(), false, free);
+        let to_pod = tcp(example::POD_C, example::POD_B.address);
+        add(names::FROM_NETDEV, "to a local pod", to_pod.clone(), false, free);
+        add(names::TO_NETDEV, "from a pod", to_node, false, free);
+        add(names::FROM_OVERLAY, "to a local pod", to_pod, false, free);
+        add(names::TO_OVERLAY, "from a pod", tcp(a, example::POD_C), false, free);
+        let from_host = |to| tcp(example::NODE_1, to);
+        add(names::FROM_HOST, "to a local pod", from_host(example::POD_B.address), false, free);
+        add(names::FROM_HOST, "to a pod, VXLAN", from_host(example::POD_C), false, free);
+    }
+    paths
+}
+
+fn load(tunnel: u8) -> Datapath {
+    let config = abi::DatapathConfig {
+        tunnel,
+        monitor_aggregation: AGGREGATION_MEDIUM,
+        debug_events: 0,
+        ..example::config()
+    };
+    let options = LoadOptions { bpffs: Path::new(BPFFS), config, sizes: MapSizes::default() };
+    let datapath = match Datapath::load(&options) {
+        Ok(datapath) => datapath,
+        Err(error) => {
+            eprintln!("error: {error}");
+            std::process::exit(1);
+        }
+    };
+    let node = harness::node(config);
+    fill(&datapath.maps, &node);
+    let entries: Vec<(AddressKey, RemoteEndpointInfo)> = (0..10_000_u32)
+        .flat_map(|i| {
+            let [_, b, c, d] = i.to_be_bytes();
+            let v4 = IpAddr::from([10, 128 | b, c, d]);
+            let v6 = IpAddr::from([0xfd00, 0x10, 0x99, 0, 0, 0, u16::from(b), i as u16]);
+            [v4, v6].map(|address| {
+                let value = RemoteEndpointInfo { sec_identity: 1_000 + i, ..Default::default() };
+                (AddressKey::from(address), value)
+            })
+        })
+        .collect();
+    datapath.maps.ipcache_hosts.update_batch(&entries).expect("addresses");
+    datapath
+}
+
+/// Nanoseconds that the program takes for one packet.
+fn measure(harness: &mut Harness, datapath: &Datapath, path: &Way) -> f64 {
+    let mut run = |program| {
+        harness.select(program);
+        harness.run(&path.frame, ITERATIONS).expect("a test run")
+    };
+    let before = f64::from(run(None).duration_ns);
+    let with = run(Some((datapath, path.program)));
+    let after = f64::from(run(None).duration_ns);
+    let is_dropped = with.verdict == SHOT;
+    let name = format!("{} {} {}", path.program, path.what, path.family);
+    assert_eq!(is_dropped, path.what.ends_with("dropped"), "{name}: verdict {}", with.verdict);
+    if path.what.ends_with("to a local pod") {
+        assert_eq!(with.packet[..6], example::POD_B.mac, "{name}");
+    }
+    f64::from(with.duration_ns) - before.midpoint(after)
+}
+
+fn pin_to_one_cpu() {
+    let mut cpus = nix::sched::CpuSet::new();
+    let own = nix::unistd::Pid::from_raw(0);
+    let pinned = cpus.set(0).and_then(|()| nix::sched::sched_setaffinity(own, &cpus));
+    if let Err(error) = pinned {
+        eprintln!("not pinned to one CPU: {error}");
+    }
+}
+
+fn report(measured: &[(Way, Vec<f64>)]) {
+    let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let kernel = format!("Linux {}", kernel.trim());
+    println!("\ndatapath, {kernel}\n");
+    println!("| program | path | family | median ns | min | max | at most |");
+    println!("|---|---|---|---:|---:|---:|---:|");
+    let (mut rows, mut limits) = (Vec::new(), Vec::new());
+    for (path, values) in measured {
+        let mut sorted = values.clone();
+        sorted.sort_by(f64::total_cmp);
+        let (median, min) = (sorted[sorted.len() / 2], sorted[0]);
+        let max = sorted[sorted.len() - 1];
+        let limit = path.at_most.map_or_else(String::new, |limit| format!("{limit:.0}"));
+        println!(
+            "| {} | {} | {} | {median:.0} | {min:.0} | {max:.0} | {limit} |",
+            path.program, path.what, path.family
+        );
+        let metric = format!("{}, {}, ns", path.program, path.what);
+        if let Some(at_most) = path.at_most {
+            let text = format!("{metric}, {}: {median:.0} (at most {at_most:.0})", path.family);
+            limits.push(json!({ "limit": text, "reached": median <= at_most }));
+            println!("{} {text}", if median <= at_most { "reached:" } else { "MISSED: " });
+        }
+        rows.push(json!({
+            "metric": metric, "variant": path.family, "median": median, "min": min, "max": max,
+            "values": values, "ratio": null,
+        }));
+    }
+    let report = json!({
+        "name": "datapath", "kernel": kernel, "rows": rows, "limits": limits,
+        "cpus": std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get),
+        "method": "BPF_PROG_TEST_RUN, packet restored each iteration, empty program subtracted",
+    });
+    let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/../../target/bench");
+    let file = format!("{dir}/datapath.json");
+    let text = format!("{report:#}\n");
+    match fs::create_dir_all(dir).and_then(|()| fs::write(&file, text)) {
+        Ok(()) => println!("\nwrote target/bench/datapath.json"),
+        Err(error) => eprintln!("error: cannot write {file}: {error}"),
+    }
+}
