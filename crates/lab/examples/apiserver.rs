@@ -24,8 +24,9 @@ async fn main() -> anyhow::Result<()> {
         streams: None,
     })
     .await?;
-    let place = directory
-        .unwrap_or_else(|| std::env::temp_dir().join(format!("cilium-lab-apiserver-{}", std::process::id())));
+    let place = directory.unwrap_or_else(|| {
+        std::env::temp_dir().join(format!("cilium-lab-apiserver-{}", std::process::id()))
+    });
     std::fs::create_dir_all(&place)?;
     let kubeconfig = place.join("kubeconfig");
     std::fs::write(&kubeconfig, server.kubeconfig(&url, "cilium-lab"))

@@ -28,11 +28,8 @@ impl Cluster {
     async fn start(config: Config) -> Self {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("https://{}", listener.local_addr().unwrap());
-        let config = Config {
-            listeners: vec![listener],
-            server_names: vec!["127.0.0.1".into()],
-            ..config
-        };
+        let config =
+            Config { listeners: vec![listener], server_names: vec!["127.0.0.1".into()], ..config };
         let server = ApiServer::start(config).await.unwrap();
         let kubeconfig = Kubeconfig::from_yaml(&server.kubeconfig(&url, "test")).unwrap();
         let config =
@@ -46,8 +43,10 @@ impl Cluster {
 }
 
 fn map(name: &str, data: Value) -> ConfigMap {
-    serde_json::from_value(json!({ "metadata": { "name": name, "labels": { "test": "yes" } }, "data": data }))
-        .unwrap()
+    serde_json::from_value(
+        json!({ "metadata": { "name": name, "labels": { "test": "yes" } }, "data": data }),
+    )
+    .unwrap()
 }
 
 /// The certificate in a PEM file.
@@ -83,7 +82,9 @@ async fn a_watcher_sees_every_change() {
         assert!(matches!(next().await, Event::InitDone));
 
         maps.create(&PostParams::default(), &map("new", json!({}))).await.unwrap();
-        assert!(matches!(next().await, Event::Apply(object) if object.metadata.name.as_deref() == Some("new")));
+        assert!(
+            matches!(next().await, Event::Apply(object) if object.metadata.name.as_deref() == Some("new"))
+        );
         // An object that leaves the selection is told as deleted, and comes back as new.
         for (label, gone) in [("no", true), ("yes", false)] {
             let patch = json!({ "metadata": { "labels": { "test": label } } });
@@ -102,7 +103,8 @@ async fn a_reflector_survives_an_outage() {
     let cluster = Cluster::start(Config::default()).await;
     let maps = cluster.maps();
     let (store, writer) = reflector::store();
-    let stream = reflector(writer, watcher(maps.clone(), WatcherConfig::default())).default_backoff();
+    let stream =
+        reflector(writer, watcher(maps.clone(), WatcherConfig::default())).default_backoff();
     let follow = tokio::spawn(stream.for_each(|_| async {}));
     tokio::time::timeout(PATIENCE, store.wait_until_ready()).await.unwrap().unwrap();
     cluster.server.set_serving(false);
@@ -124,7 +126,8 @@ async fn a_reflector_survives_an_outage() {
 async fn conflicts_and_preconditions() {
     let cluster = Cluster::start(Config::default()).await;
     let maps = cluster.maps();
-    let created = maps.create(&PostParams::default(), &map("a", json!({ "k": "1" }))).await.unwrap();
+    let created =
+        maps.create(&PostParams::default(), &map("a", json!({ "k": "1" }))).await.unwrap();
     let again = maps.create(&PostParams::default(), &map("a", json!({}))).await.unwrap_err();
     assert_eq!(code(&again), 409);
     let mut first = created.clone();
@@ -159,14 +162,16 @@ async fn history_that_is_gone_is_410() {
     let api = cluster.server.api();
     let target = api.target("leases.coordination.k8s.io", "default", "l").unwrap();
     for n in 0..10_000 {
-        let patch = lab::apiserver::Patch::Merge(json!({ "spec": { "holderIdentity": format!("{n}") } }));
+        let patch =
+            lab::apiserver::Patch::Merge(json!({ "spec": { "holderIdentity": format!("{n}") } }));
         api.patch(&target, &patch, &lab::apiserver::WriteOptions::by("test")).unwrap();
     }
     let mut events = leases.watch(&WatchParams::default(), &start).await.unwrap().boxed();
     let event = tokio::time::timeout(PATIENCE, events.try_next()).await.unwrap().unwrap();
     assert!(matches!(event, Some(WatchEvent::Error(status)) if status.code == 410));
     // A watch from the present goes on.
-    let version = leases.list(&ListParams::default()).await.unwrap().metadata.resource_version.unwrap();
+    let version =
+        leases.list(&ListParams::default()).await.unwrap().metadata.resource_version.unwrap();
     let mut events = leases.watch(&WatchParams::default(), &version).await.unwrap().boxed();
     leases.delete("l", &DeleteParams::default()).await.unwrap();
     let event = tokio::time::timeout(PATIENCE, events.try_next()).await.unwrap().unwrap();
@@ -205,7 +210,8 @@ async fn owners_finalizers_and_namespaces() {
     let maps = cluster.maps();
     let owner = maps.create(&PostParams::default(), &map("owner", json!({}))).await.unwrap();
     let mut owned = map("owned", json!({}));
-    owned.metadata.owner_references = kube::Resource::owner_ref(&owner, &()).map(|owner| vec![owner]);
+    owned.metadata.owner_references =
+        kube::Resource::owner_ref(&owner, &()).map(|owner| vec![owner]);
     let owned = maps.create(&PostParams::default(), &owned).await.unwrap();
     let uid = owned.metadata.uid.unwrap();
     maps.delete("owner", &DeleteParams::foreground()).await.unwrap();
@@ -231,7 +237,10 @@ async fn owners_finalizers_and_namespaces() {
     tokio::time::timeout(PATIENCE, terminating).await.expect("the pod is told to end");
     let late = cluster.client.clone();
     let late: Api<ConfigMap> = Api::namespaced(late, "team");
-    assert_eq!(code(&late.create(&PostParams::default(), &map("late", json!({}))).await.unwrap_err()), 403);
+    assert_eq!(
+        code(&late.create(&PostParams::default(), &map("late", json!({}))).await.unwrap_err()),
+        403
+    );
     pods.delete("p", &DeleteParams::default().grace_period(0)).await.unwrap();
     let uid = namespace.metadata.uid.unwrap();
     let gone = kube::runtime::wait::await_condition(
@@ -286,8 +295,15 @@ async fn the_state_outlives_the_process() {
         "group": "example.com", "scope": "Cluster", "names": { "plural": "things", "kind": "Thing" },
         "versions": [{ "name": "v1", "served": true, "storage": true,
             "schema": { "openAPIV3Schema": { "type": "object", "x-kubernetes-preserve-unknown-fields": true } } }] } });
-    definitions.create(&PostParams::default(), &serde_json::from_value(definition).unwrap()).await.unwrap();
-    let before = cluster.maps().create(&PostParams::default(), &map("kept", json!({ "a": "b" }))).await.unwrap();
+    definitions
+        .create(&PostParams::default(), &serde_json::from_value(definition).unwrap())
+        .await
+        .unwrap();
+    let before = cluster
+        .maps()
+        .create(&PostParams::default(), &map("kept", json!({ "a": "b" })))
+        .await
+        .unwrap();
     cluster.maps().create(&PostParams::default(), &map("gone", json!({}))).await.unwrap();
     cluster.maps().delete("gone", &DeleteParams::default()).await.unwrap();
     let old_client = cluster.server.kubeconfig("https://x", "test");

@@ -113,7 +113,11 @@ impl Kubectl<'_> {
         let program = self.program.display();
         assert_eq!(said.ok, ok, "{program} {arguments}\n{input}\n{}", said.text);
         for part in expected.split('|') {
-            assert!(said.text.contains(part), "{program} {arguments}\nlacks {part:?}:\n{}", said.text);
+            assert!(
+                said.text.contains(part),
+                "{program} {arguments}\nlacks {part:?}:\n{}",
+                said.text
+            );
         }
     }
 }
@@ -145,7 +149,8 @@ fn kubectl_works_unchanged() {
             continue;
         };
         let old = String::from_utf8_lossy(&version.stdout).contains("\"minor\": \"20\"");
-        let home = std::env::temp_dir().join(format!("lab-kubectl-{}-{tested}", std::process::id()));
+        let home =
+            std::env::temp_dir().join(format!("lab-kubectl-{}-{tested}", std::process::id()));
         std::fs::create_dir_all(&home).expect("temporary directory");
         let runtime = tokio::runtime::Runtime::new().expect("runtime");
         let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("loopback");
@@ -199,7 +204,11 @@ fn discovery(k: &Kubectl<'_>) {
 fn pods(k: &Kubectl<'_>) {
     k.check("apply -f -", PODS, "pod/web created|pod/db created");
     k.check("apply -f -", PODS, "pod/web unchanged|pod/db unchanged");
-    k.check("apply -f - --dry-run=server", &PODS.replace("app: web", "app: x"), "configured (server dry run)");
+    k.check(
+        "apply -f - --dry-run=server",
+        &PODS.replace("app: web", "app: x"),
+        "configured (server dry run)",
+    );
     k.check("get pods", "", "NAME|READY|web|0/1|Pending");
     k.check("get pods -o wide", "", "NOMINATED NODE|node-1");
     k.check("get pods -A", "", "NAMESPACE|default");
@@ -225,16 +234,32 @@ fn patches(k: &Kubectl<'_>) {
     k.check("annotate pod web note='some text'", "", "annotated");
     k.check(r#"patch pod web -p '{"metadata":{"labels":{"s":"1"}}}'"#, "", "patched");
     k.check(r#"patch pod web --type=merge -p '{"metadata":{"labels":{"m":"1"}}}'"#, "", "patched");
-    k.check(r#"patch pod web --type=json -p '[{"op":"add","path":"/metadata/labels/j","value":"1"}]'"#, "", "patched");
+    k.check(
+        r#"patch pod web --type=json -p '[{"op":"add","path":"/metadata/labels/j","value":"1"}]'"#,
+        "",
+        "patched",
+    );
     k.check("get pods --show-labels", "", "app=web,j=1,m=1,s=1");
     // A strategic merge patch finds the container by its name.
-    k.check(r#"patch pod web -p '{"spec":{"containers":[{"name":"web","image":"nginx:1.24"}]}}'"#, "", "patched");
+    k.check(
+        r#"patch pod web -p '{"spec":{"containers":[{"name":"web","image":"nginx:1.24"}]}}'"#,
+        "",
+        "patched",
+    );
     k.check("get pod web -o jsonpath={.spec.containers[*].ports[*].containerPort}", "", "80 443");
     k.check("apply -f -", PODS, "pod/web configured");
     k.check("edit pod web", "", "pod/web edited");
     k.check("get pod web -o jsonpath={.spec.containers[0].image}", "", "nginx:1.26");
-    k.refused(r#"patch pod web -p '{"spec":{"nodeName":"x","hostname":"y"}}'"#, "", "pod updates may not change fields other than");
-    k.refused(r#"patch pod web --type=json -p '[{"op":"remove","path":"/nothing"}]'"#, "", "cannot be applied");
+    k.refused(
+        r#"patch pod web -p '{"spec":{"nodeName":"x","hostname":"y"}}'"#,
+        "",
+        "pod updates may not change fields other than",
+    );
+    k.refused(
+        r#"patch pod web --type=json -p '[{"op":"remove","path":"/nothing"}]'"#,
+        "",
+        "cannot be applied",
+    );
     k.check("set image pod/web web=nginx:1.27", "", "image updated");
 }
 
@@ -265,9 +290,17 @@ fn wrong_input(k: &Kubectl<'_>) {
     k.refused("create -f -", PODS, "pods \"web\" already exists");
     k.refused("get pod missing", "", "pods \"missing\" not found");
     k.refused("get pods -l 'a in (b'", "", "unable to parse requirement");
-    k.refused("get pods --field-selector spec.bogus=x", "", "field label not supported: spec.bogus");
+    k.refused(
+        "get pods --field-selector spec.bogus=x",
+        "",
+        "field label not supported: spec.bogus",
+    );
     k.refused("-n nowhere create configmap c", "", "namespaces \"nowhere\" not found");
-    k.refused("create -f -", "apiVersion: v1\nkind: Pod\nmetadata: {name: empty}\nspec: {containers: []}\n", "spec.containers: Required value");
+    k.refused(
+        "create -f -",
+        "apiVersion: v1\nkind: Pod\nmetadata: {name: empty}\nspec: {containers: []}\n",
+        "spec.containers: Required value",
+    );
     k.refused("logs web", "", "pods/log is not served");
     k.refused("delete namespace default", "", "may not be deleted");
 }
@@ -282,18 +315,34 @@ fn deletion(k: &Kubectl<'_>) {
     assert!(gone.ok || gone.text.contains("not found"), "{}", gone.text);
     k.check("delete pods --all", "", "pod \"web\" deleted");
     k.check("get pods", "", "No resources found");
-    k.check("apply -f -", "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: held, finalizers: [example.com/hold]}\n", "created");
+    k.check(
+        "apply -f -",
+        "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: held, finalizers: [example.com/hold]}\n",
+        "created",
+    );
     k.check("delete configmap held --wait=false", "", "deleted");
     k.check("get configmap held -o jsonpath={.metadata.deletionTimestamp}", "", "T");
-    k.check(r#"patch configmap held --type=merge -p '{"metadata":{"finalizers":null}}'"#, "", "patched");
+    k.check(
+        r#"patch configmap held --type=merge -p '{"metadata":{"finalizers":null}}'"#,
+        "",
+        "patched",
+    );
     k.refused("get configmap held", "", "not found");
 }
 
 fn custom_resources(k: &Kubectl<'_>) {
     let widget = "apiVersion: example.com/v1\nkind: Widget\nmetadata: {name: a}\nspec: {size: 3}\n";
-    k.refused("apply -f -", &DEFINITION.replace("name: widgets.example.com", "name: x.example.com"), "must be spec.names.plural");
+    k.refused(
+        "apply -f -",
+        &DEFINITION.replace("name: widgets.example.com", "name: x.example.com"),
+        "must be spec.names.plural",
+    );
     k.check("apply -f -", DEFINITION, "created");
-    k.check("wait crd/widgets.example.com --for=condition=Established --timeout=5s", "", "condition met");
+    k.check(
+        "wait crd/widgets.example.com --for=condition=Established --timeout=5s",
+        "",
+        "condition met",
+    );
     k.check("apply -f -", widget, "widget.example.com/a created");
     k.check("get wd", "", "NAME|SIZE|READY|a");
     k.check("get things -o name", "", "widget.example.com/a");
@@ -302,13 +351,25 @@ fn custom_resources(k: &Kubectl<'_>) {
     k.check("get widgets.v1beta1.example.com a -o yaml", "", "example.com/v1beta1");
     k.check(r#"patch wd a --type=merge -p '{"spec":{"size":4}}'"#, "", "patched");
     k.check("get wd a -o jsonpath={.metadata.generation}", "", "2");
-    k.refused("apply -f -", &widget.replace("size: 3", "size: 30"), "should be less than or equal to 10");
-    k.refused("apply -f -", &widget.replace("size: 3", "size: 3, color: blue"), "supported values: \"red\", \"green\"");
+    k.refused(
+        "apply -f -",
+        &widget.replace("size: 3", "size: 30"),
+        "should be less than or equal to 10",
+    );
+    k.refused(
+        "apply -f -",
+        &widget.replace("size: 3", "size: 3, color: blue"),
+        "supported values: \"red\", \"green\"",
+    );
     k.refused("apply -f -", &widget.replace("size: 3", "color: red"), "size");
     k.refused("apply -f -", &widget.replace("size: 3", "size: 3, bogus: 1"), "unknown field \"");
     if k.modern {
         let status = r#"{"status":{"conditions":[{"type":"Ready","status":"True"}]}}"#;
-        k.check(&format!("patch wd a --type=merge --subresource=status -p '{status}'"), "", "patched");
+        k.check(
+            &format!("patch wd a --type=merge --subresource=status -p '{status}'"),
+            "",
+            "patched",
+        );
         k.check("wait wd/a --for=condition=Ready --timeout=5s", "", "condition met");
         k.check("wait wd/a --for=jsonpath={.spec.size}=4 --timeout=5s", "", "condition met");
     }
@@ -333,7 +394,11 @@ fn plain_objects(k: &Kubectl<'_>) {
     k.check("create service clusterip svc --tcp=80:8080", "", "created");
     k.check("get services", "", "svc|ClusterIP|80/TCP");
     k.check("get secret s -o yaml", "", "type: Opaque");
-    k.check("replace -f -", "apiVersion: v1\nkind: Secret\nmetadata: {name: s}\nstringData: {password: z}\n", "replaced");
+    k.check(
+        "replace -f -",
+        "apiVersion: v1\nkind: Secret\nmetadata: {name: s}\nstringData: {password: z}\n",
+        "replaced",
+    );
     k.check("get secret s -o jsonpath={.data.password}", "", "eg==");
     let event = "apiVersion: v1\nkind: Event\nmetadata: {name: e.1}\ninvolvedObject: {kind: Pod, name: web, namespace: default}\nreason: Tested\nmessage: all is well\ntype: Normal\n";
     k.check("create -f -", event, "created");
@@ -352,11 +417,23 @@ fn server_side_apply(k: &Kubectl<'_>) {
     k.check("apply --server-side --field-manager=one -f -", map, "serverside-applied");
     k.check("get configmap shared --show-managed-fields -o yaml", "", "manager: one|f:a: {}");
     let other = map.replace("a: '1', b: '2'", "a: '9'");
-    k.refused("apply --server-side --field-manager=two -f -", &other, "conflict with \"one\": .data.a");
-    k.check("apply --server-side --field-manager=two --force-conflicts -f -", &other, "serverside-applied");
+    k.refused(
+        "apply --server-side --field-manager=two -f -",
+        &other,
+        "conflict with \"one\": .data.a",
+    );
+    k.check(
+        "apply --server-side --field-manager=two --force-conflicts -f -",
+        &other,
+        "serverside-applied",
+    );
     k.check("get configmap shared -o jsonpath={.data}", "", r#"{"a":"9","b":"2"}"#);
     // What its only owner no longer applies goes; what another one owns stays.
-    k.check("apply --server-side --field-manager=one -f -", &map.replace("a: '1', b: '2'", "c: '3'"), "serverside-applied");
+    k.check(
+        "apply --server-side --field-manager=one -f -",
+        &map.replace("a: '1', b: '2'", "c: '3'"),
+        "serverside-applied",
+    );
     k.check("get configmap shared -o jsonpath={.data}", "", r#"{"a":"9","c":"3"}"#);
     // From client-side to server-side apply.
     let plain = map.replace("shared", "moved");

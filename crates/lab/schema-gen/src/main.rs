@@ -23,14 +23,30 @@ fn main() {
         ($($t:ty),* $(,)?) => { $( let _ = generator.subschema_for::<$t>(); )* };
     }
     types!(
-        core::Binding, core::ConfigMap, core::Endpoints, core::Event, core::Namespace, core::Node,
-        core::Pod, core::Secret, core::Service, core::ServiceAccount,
-        events::Event, coordination::Lease, discovery::EndpointSlice,
-        authn::SelfSubjectReview, authn::TokenReview, authz::SelfSubjectAccessReview,
+        core::Binding,
+        core::ConfigMap,
+        core::Endpoints,
+        core::Event,
+        core::Namespace,
+        core::Node,
+        core::Pod,
+        core::Secret,
+        core::Service,
+        core::ServiceAccount,
+        events::Event,
+        coordination::Lease,
+        discovery::EndpointSlice,
+        authn::SelfSubjectReview,
+        authn::TokenReview,
+        authz::SelfSubjectAccessReview,
         apiextensions::CustomResourceDefinition,
-        meta::ObjectMeta, meta::DeleteOptions, meta::Status, meta::ListMeta,
+        meta::ObjectMeta,
+        meta::DeleteOptions,
+        meta::Status,
+        meta::ListMeta,
     );
-    let mut definitions: Map<String, Value> = generator.take_definitions(false).into_iter().collect();
+    let mut definitions: Map<String, Value> =
+        generator.take_definitions(false).into_iter().collect();
     for (name, definition) in &mut definitions {
         // Anything may be there, which schemars words as an object.
         if ANYTHING.contains(&name.rsplit('.').next().unwrap_or_default()) {

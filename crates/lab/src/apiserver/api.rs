@@ -208,7 +208,8 @@ impl Api {
                     let rest = objects.range(next.clone()..);
                     listed.remaining = Some(rest.take_while(|(key, _)| in_namespace(key)).count());
                 }
-                let snapshot = kept.unwrap_or_else(|| self.store.keep_snapshot(id, version, objects));
+                let snapshot =
+                    kept.unwrap_or_else(|| self.store.keep_snapshot(id, version, objects));
                 listed.continue_token = Some(ContinueToken { version, snapshot, next }.to_text());
             }
             None => {
@@ -238,11 +239,18 @@ impl Api {
         if !target.name.is_empty() {
             meta.insert("name".into(), json!(target.name));
         }
-        if meta.get("resourceVersion").and_then(Value::as_str).is_some_and(|v| !v.is_empty() && v != "0") {
-            return Err(ApiError::bad_request("resourceVersion should not be set on objects to be created"));
+        if meta
+            .get("resourceVersion")
+            .and_then(Value::as_str)
+            .is_some_and(|v| !v.is_empty() && v != "0")
+        {
+            return Err(ApiError::bad_request(
+                "resourceVersion should not be set on objects to be created",
+            ));
         }
         let generated = meta.get("name").and_then(Value::as_str).unwrap_or_default().is_empty();
-        let prefix = meta.get("generateName").and_then(Value::as_str).unwrap_or_default().to_owned();
+        let prefix =
+            meta.get("generateName").and_then(Value::as_str).unwrap_or_default().to_owned();
         if generated && prefix.is_empty() {
             let error = FieldError::required("metadata.name", "name or generateName is required");
             return Err(target.invalid("", &[error]));
@@ -258,7 +266,9 @@ impl Api {
             match self.create_named(target, value, options) {
                 Err(error) if error.is_already_exists() && tries_left => {}
                 Err(error) => return Err(error),
-                Ok(object) => return Ok(Outcome { object, created: true, deleted: false, warnings }),
+                Ok(object) => {
+                    return Ok(Outcome { object, created: true, deleted: false, warnings });
+                }
             }
         }
         unreachable!("the last attempt returns")
@@ -334,9 +344,15 @@ impl Api {
         let namespace = &target.namespace;
         let found = self.store.get("namespaces", &Key::new("", namespace));
         let found = found.ok_or_else(|| ApiError::not_found("namespaces", "", namespace))?;
-        if found.fields.iter().any(|(path, phase)| *path == "status.phase" && **phase == *"Terminating") {
+        if found
+            .fields
+            .iter()
+            .any(|(path, phase)| *path == "status.phase" && **phase == *"Terminating")
+        {
             let name = value["metadata"]["name"].as_str().unwrap_or_default();
-            let why = format!("unable to create new content in namespace {namespace} because it is being terminated");
+            let why = format!(
+                "unable to create new content in namespace {namespace} because it is being terminated"
+            );
             let resource = &target.resource;
             return Err(ApiError::forbidden(&resource.plural, &resource.group, name, &why));
         }
@@ -435,12 +451,18 @@ impl Api {
     ) -> Result<Outcome, ApiError> {
         let mut value = applied.clone();
         if let Some(uid) = value["metadata"]["uid"].as_str() {
-            let why = format!("uid mismatch: the provided object specified uid {uid}, and no existing object was found");
+            let why = format!(
+                "uid mismatch: the provided object specified uid {uid}, and no existing object was found"
+            );
             return Err(target.conflict(&why));
         }
         let managed = ownership::first_application(applied, &target.resource, &options.manager);
         value["metadata"]["managedFields"] = managed;
-        let object = self.create_named(target, value, &WriteOptions { manager: String::new(), ..options.clone() })?;
+        let object = self.create_named(
+            target,
+            value,
+            &WriteOptions { manager: String::new(), ..options.clone() },
+        )?;
         Ok(Outcome { object, created: true, deleted: false, warnings: Vec::new() })
     }
 
@@ -469,7 +491,13 @@ impl Api {
                 crd::set_conditions(&mut new, &self.catalog());
             }
             if !owned {
-                ownership::record(Some(&old), &mut new, resource, &options.manager, &target.subresource);
+                ownership::record(
+                    Some(&old),
+                    &mut new,
+                    resource,
+                    &options.manager,
+                    &target.subresource,
+                );
             }
             if same(&new, &old) {
                 return Ok(unchanged(current));
@@ -483,8 +511,12 @@ impl Api {
                 return Ok(unchanged(object));
             }
             let finished = strategy::is_finished(resource, &new);
-            let written =
-                self.store.update(&resource.id, current.resource_version, &mut new, resource.indexed);
+            let written = self.store.update(
+                &resource.id,
+                current.resource_version,
+                &mut new,
+                resource.indexed,
+            );
             match written {
                 Ok(object) if finished => return self.remove(target, object),
                 Ok(object) => {
@@ -511,7 +543,9 @@ impl Api {
             && new["uid"] != old["uid"]
         {
             let actual = old["uid"].as_str().unwrap_or_default();
-            let why = format!("Precondition failed: UID in precondition: {uid}, UID in object meta: {actual}");
+            let why = format!(
+                "Precondition failed: UID in precondition: {uid}, UID in object meta: {actual}"
+            );
             return Err(target.conflict(&why));
         }
         let named = new["resourceVersion"].as_str().filter(|v| !v.is_empty() && *v != "0");
@@ -522,7 +556,12 @@ impl Api {
     }
 
     /// Assigns a pod to a node.
-    pub fn bind(&self, target: &Target, binding: &Value, options: &WriteOptions) -> Result<(), ApiError> {
+    pub fn bind(
+        &self,
+        target: &Target,
+        binding: &Value,
+        options: &WriteOptions,
+    ) -> Result<(), ApiError> {
         let node = binding["target"]["name"].as_str().unwrap_or_default();
         if node.is_empty() {
             let error = FieldError::required("target.name", "name of the node");
@@ -536,7 +575,8 @@ impl Api {
                 return Err(target.conflict(&why));
             }
             if old["metadata"]["deletionTimestamp"].is_string() {
-                let why = format!("pod {} is being deleted, cannot be assigned to a host", target.name);
+                let why =
+                    format!("pod {} is being deleted, cannot be assigned to a host", target.name);
                 return Err(target.conflict(&why));
             }
             let mut new = old.clone();
@@ -562,16 +602,24 @@ impl Api {
             }
             let base = current.resource_version;
             let result = match verdict {
-                strategy::Deletion::Now => match self.store.delete(&resource.id, &target.key(), base) {
-                    Ok(object) => {
-                        self.after_delete(resource, &object);
-                        Ok(Outcome { object, created: false, deleted: true, warnings: Vec::new() })
+                strategy::Deletion::Now => {
+                    match self.store.delete(&resource.id, &target.key(), base) {
+                        Ok(object) => {
+                            self.after_delete(resource, &object);
+                            Ok(Outcome {
+                                object,
+                                created: false,
+                                deleted: true,
+                                warnings: Vec::new(),
+                            })
+                        }
+                        Err(refused) => Err(refused),
                     }
-                    Err(refused) => Err(refused),
-                },
-                strategy::Deletion::Pending => {
-                    self.store.update(&resource.id, base, &mut value, resource.indexed).map(unchanged)
                 }
+                strategy::Deletion::Pending => self
+                    .store
+                    .update(&resource.id, base, &mut value, resource.indexed)
+                    .map(unchanged),
             };
             match result {
                 Ok(outcome) => return Ok(outcome),
@@ -591,13 +639,19 @@ impl Api {
         if let Some(uid) = &options.uid
             && **uid != *current.uid
         {
-            let why = format!("Precondition failed: UID in precondition: {uid}, UID in object meta: {}", current.uid);
+            let why = format!(
+                "Precondition failed: UID in precondition: {uid}, UID in object meta: {}",
+                current.uid
+            );
             return Err(target.conflict(&why));
         }
         if let Some(version) = &options.resource_version
             && *version != current.resource_version.to_string()
         {
-            let why = format!("Precondition failed: ResourceVersion in precondition: {version}, ResourceVersion in object meta: {}", current.resource_version);
+            let why = format!(
+                "Precondition failed: ResourceVersion in precondition: {version}, ResourceVersion in object meta: {}",
+                current.resource_version
+            );
             return Err(target.conflict(&why));
         }
         let permanent = ["default", "kube-system", "kube-public"].contains(&target.name.as_str());
@@ -688,7 +742,9 @@ fn same(new: &Value, old: &Value) -> bool {
         let mut meta = object.get("metadata").cloned().unwrap_or_default();
         if let Some(map) = meta.as_object_mut() {
             map.remove("resourceVersion");
-            for entry in map.get_mut("managedFields").and_then(Value::as_array_mut).into_iter().flatten() {
+            for entry in
+                map.get_mut("managedFields").and_then(Value::as_array_mut).into_iter().flatten()
+            {
                 entry["time"] = Value::Null;
             }
         }
@@ -728,8 +784,14 @@ impl ContinueToken {
             let bytes = base64::engine::general_purpose::URL_SAFE_NO_PAD.decode(text).ok()?;
             let token: Value = serde_json::from_slice(&bytes).ok()?;
             let next = Key::new(token["namespace"].as_str()?, token["name"].as_str()?);
-            Some(Self { version: token["rv"].as_u64()?, snapshot: token["snapshot"].as_u64()?, next })
+            Some(Self {
+                version: token["rv"].as_u64()?,
+                snapshot: token["snapshot"].as_u64()?,
+                next,
+            })
         };
-        parse().ok_or_else(|| ApiError::bad_request("continue key is not valid: it is not one that this server gave"))
+        parse().ok_or_else(|| {
+            ApiError::bad_request("continue key is not valid: it is not one that this server gave")
+        })
     }
 }

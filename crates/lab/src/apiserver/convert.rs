@@ -9,7 +9,7 @@ use super::object::Object;
 use super::resource::Resource;
 
 /// The object's JSON in the version of `resource`, copied only where it differs.
-pub fn render(resource: &Resource, object: &Object) -> bytes::Bytes {
+pub(super) fn render(resource: &Resource, object: &Object) -> bytes::Bytes {
     if resource.api_version() == *resource.storage_api_version {
         return object.json.clone();
     }
@@ -18,14 +18,14 @@ pub fn render(resource: &Resource, object: &Object) -> bytes::Bytes {
     serde_json::to_vec(&value).unwrap_or_default().into()
 }
 
-pub fn from_storage(resource: &Resource, value: &mut Value) {
+pub(super) fn from_storage(resource: &Resource, value: &mut Value) {
     if *resource.group == *"events.k8s.io" {
         rename(value, false);
     }
     value["apiVersion"] = json!(resource.api_version());
 }
 
-pub fn to_storage(resource: &Resource, value: &mut Value) {
+pub(super) fn to_storage(resource: &Resource, value: &mut Value) {
     if *resource.group == *"events.k8s.io" {
         rename(value, true);
     }

@@ -13,7 +13,7 @@ use super::table::Column;
 use super::{names, strategy};
 
 /// Fills in what the definition leaves open.
-pub fn default(definition: &mut Value) {
+pub(super) fn default(definition: &mut Value) {
     let spec = object_at(definition, "spec");
     spec.entry("conversion").or_insert_with(|| json!({ "strategy": "None" }));
     let Some(names) = spec.get_mut("names").and_then(Value::as_object_mut) else { return };
@@ -23,7 +23,7 @@ pub fn default(definition: &mut Value) {
 }
 
 /// What is wrong with a definition.
-pub fn validate(definition: &Value, errors: &mut Vec<FieldError>) {
+pub(super) fn validate(definition: &Value, errors: &mut Vec<FieldError>) {
     let spec = &definition["spec"];
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     let (group, plural) = (text(&spec["group"]), text(&spec["names"]["plural"]));
@@ -101,8 +101,13 @@ fn validate_versions(spec: &Value, errors: &mut Vec<FieldError>) {
 }
 
 /// What may not change in a definition.
-pub fn validate_update(new: &Value, old: &Value, errors: &mut Vec<FieldError>) {
-    let paths = [("spec.group", "/spec/group"), ("spec.scope", "/spec/scope"), ("spec.names.kind", "/spec/names/kind"), ("spec.names.plural", "/spec/names/plural")];
+pub(super) fn validate_update(new: &Value, old: &Value, errors: &mut Vec<FieldError>) {
+    let paths = [
+        ("spec.group", "/spec/group"),
+        ("spec.scope", "/spec/scope"),
+        ("spec.names.kind", "/spec/names/kind"),
+        ("spec.names.plural", "/spec/names/plural"),
+    ];
     for (field, pointer) in paths {
         let value = new.pointer(pointer).cloned().unwrap_or_default();
         if old.pointer(pointer) != Some(&value) {
@@ -120,9 +125,12 @@ pub fn validate_update(new: &Value, old: &Value, errors: &mut Vec<FieldError>) {
 }
 
 /// Accepts the names, or says who has them.
-pub fn set_conditions(definition: &mut Value, catalog: &Catalog) {
+pub(super) fn set_conditions(definition: &mut Value, catalog: &Catalog) {
     let spec = definition["spec"].clone();
-    let (group, plural) = (spec["group"].as_str().unwrap_or_default(), spec["names"]["plural"].as_str().unwrap_or_default());
+    let (group, plural) = (
+        spec["group"].as_str().unwrap_or_default(),
+        spec["names"]["plural"].as_str().unwrap_or_default(),
+    );
     let kind = spec["names"]["kind"].as_str().unwrap_or_default();
     let taken = catalog
         .all()
@@ -132,16 +140,35 @@ pub fn set_conditions(definition: &mut Value, catalog: &Catalog) {
     let status = &mut definition["status"];
     let accepted = taken.is_none() && !built_in;
     if accepted {
-        strategy::set_condition(status, "NamesAccepted", "True", "NoConflicts", "no conflicts found");
-        strategy::set_condition(status, "Established", "True", "InitialNamesAccepted", "the initial names have been accepted");
+        strategy::set_condition(
+            status,
+            "NamesAccepted",
+            "True",
+            "NoConflicts",
+            "no conflicts found",
+        );
+        strategy::set_condition(
+            status,
+            "Established",
+            "True",
+            "InitialNamesAccepted",
+            "the initial names have been accepted",
+        );
         status["acceptedNames"] = spec["names"].clone();
     } else {
         let message = format!("\"{kind}\" is already in use");
         strategy::set_condition(status, "NamesAccepted", "False", "KindConflict", &message);
-        strategy::set_condition(status, "Established", "False", "NotAccepted", "not all names are accepted");
+        strategy::set_condition(
+            status,
+            "Established",
+            "False",
+            "NotAccepted",
+            "not all names are accepted",
+        );
         status["acceptedNames"] = json!({ "plural": "", "kind": "" });
     }
-    let storage = spec["versions"].as_array().into_iter().flatten().find(|one| one["storage"] == true);
+    let storage =
+        spec["versions"].as_array().into_iter().flatten().find(|one| one["storage"] == true);
     if let Some(name) = storage.and_then(|version| version["name"].as_str()) {
         if !status["storedVersions"].is_array() {
             status["storedVersions"] = json!([]);
@@ -155,15 +182,18 @@ pub fn set_conditions(definition: &mut Value, catalog: &Catalog) {
 }
 
 /// Serves what an accepted definition defines.
-pub fn serve(api: &Api, definition: &Value) {
-    let established = definition["status"]["conditions"]
-        .as_array()
-        .is_some_and(|list| list.iter().any(|one| one["type"] == "Established" && one["status"] == "True"));
+pub(super) fn serve(api: &Api, definition: &Value) {
+    let established = definition["status"]["conditions"].as_array().is_some_and(|list| {
+        list.iter().any(|one| one["type"] == "Established" && one["status"] == "True")
+    });
     if !established || definition["metadata"]["deletionTimestamp"].is_string() {
         return;
     }
     let spec = &definition["spec"];
-    let (group, plural) = (spec["group"].as_str().unwrap_or_default(), spec["names"]["plural"].as_str().unwrap_or_default());
+    let (group, plural) = (
+        spec["group"].as_str().unwrap_or_default(),
+        spec["names"]["plural"].as_str().unwrap_or_default(),
+    );
     let resources: Vec<Resource> = spec["versions"]
         .as_array()
         .into_iter()
@@ -174,7 +204,11 @@ pub fn serve(api: &Api, definition: &Value) {
     let unchanged = resources.iter().all(|new| {
         api.catalog().find(group, &new.version, plural).is_some_and(|old| {
             format!("{:?}{:?}", old.definition, (&old.short_names, &old.categories, old.has_status))
-                == format!("{:?}{:?}", new.definition, (&new.short_names, &new.categories, new.has_status))
+                == format!(
+                    "{:?}{:?}",
+                    new.definition,
+                    (&new.short_names, &new.categories, new.has_status)
+                )
         })
     });
     let count = api.catalog().all().filter(|r| r.is(group, plural)).count();
@@ -190,9 +224,12 @@ pub fn serve(api: &Api, definition: &Value) {
 }
 
 /// Stops serving, and removes all objects of the kind.
-pub fn withdraw(api: &Api, definition: &Value) {
+pub(super) fn withdraw(api: &Api, definition: &Value) {
     let spec = &definition["spec"];
-    let (group, plural) = (spec["group"].as_str().unwrap_or_default(), spec["names"]["plural"].as_str().unwrap_or_default());
+    let (group, plural) = (
+        spec["group"].as_str().unwrap_or_default(),
+        spec["names"]["plural"].as_str().unwrap_or_default(),
+    );
     if api.catalog().all().any(|r| !r.is_custom() && r.is(group, plural)) {
         return;
     }
@@ -212,7 +249,11 @@ fn resource(spec: &Value, version: &Value) -> Option<Resource> {
     let open_api = version["schema"]["openAPIV3Schema"].clone();
     let deprecated = version["deprecated"] == true;
     let deprecation = deprecated.then(|| {
-        let default = format!("{group}/{} {} is deprecated", version["name"].as_str().unwrap_or_default(), names["kind"].as_str().unwrap_or_default());
+        let default = format!(
+            "{group}/{} {} is deprecated",
+            version["name"].as_str().unwrap_or_default(),
+            names["kind"].as_str().unwrap_or_default()
+        );
         version["deprecationWarning"].as_str().map_or_else(|| default.into(), Box::from)
     });
     let columns: Vec<Column> = match version["additionalPrinterColumns"].as_array() {
@@ -233,17 +274,25 @@ fn resource(spec: &Value, version: &Value) -> Option<Resource> {
         storage_api_version: format!("{group}/{}", storage["name"].as_str()?).into(),
         indexed: &[],
         schema: Shape::Custom(Arc::new(Schema::of_custom_resource(Some(&open_api)).ok()?)),
-        definition: Definition::Custom { columns: columns.into(), open_api: open_api.into(), deprecation },
+        definition: Definition::Custom {
+            columns: columns.into(),
+            open_api: open_api.into(),
+            deprecation,
+        },
         group,
     })
 }
 
 /// Serves all definitions that are stored: after a restart.
-pub fn serve_all(api: &Api) {
+pub(super) fn serve_all(api: &Api) {
     let id = resource_id("apiextensions.k8s.io", "customresourcedefinitions");
     let (_, definitions) = api.store.list(&id);
     for definition in definitions.values() {
         serve(api, &definition.value());
     }
-    tracing::debug!(count = definitions.len(), at = object::now(), "custom resource definitions restored");
+    tracing::debug!(
+        count = definitions.len(),
+        at = object::now(),
+        "custom resource definitions restored"
+    );
 }

@@ -18,7 +18,11 @@ use super::status::ApiError;
 use super::store::{Change, Written};
 
 /// Runs until told to stop.
-pub async fn run(api: Arc<Api>, mut changes: UnboundedReceiver<Written>, stop: CancellationToken) {
+pub(super) async fn run(
+    api: Arc<Api>,
+    mut changes: UnboundedReceiver<Written>,
+    stop: CancellationToken,
+) {
     resume(&api);
     loop {
         let written = tokio::select! {
@@ -68,8 +72,8 @@ fn handle(api: &Api, written: &Written) {
 
 /// Does what an object's present state asks for.
 fn check_object(api: &Api, resource: &str, object: &Object) {
-    let orphaned = !object.owners.is_empty()
-        && !object.owners.iter().any(|owner| api.store.uid_exists(owner));
+    let orphaned =
+        !object.owners.is_empty() && !object.owners.iter().any(|owner| api.store.uid_exists(owner));
     if orphaned {
         log(resource, &object.key, delete(api, resource, &object.key));
         return;
@@ -82,12 +86,18 @@ fn check_object(api: &Api, resource: &str, object: &Object) {
     }
     let value = object.value();
     let has = |name: &str| {
-        value["metadata"]["finalizers"].as_array().is_some_and(|list| list.iter().any(|one| one == name))
+        value["metadata"]["finalizers"]
+            .as_array()
+            .is_some_and(|list| list.iter().any(|one| one == name))
     };
     if has("foregroundDeletion") {
         let dependents = api.store.dependents(&object.uid);
         if dependents.is_empty() {
-            log(resource, &object.key, remove_finalizer(api, resource, object, "foregroundDeletion"));
+            log(
+                resource,
+                &object.key,
+                remove_finalizer(api, resource, object, "foregroundDeletion"),
+            );
         }
         for (resource, key) in dependents {
             log(&resource, &key, delete(api, &resource, &key));
@@ -132,12 +142,18 @@ fn empty_namespace(api: &Api, namespace: &Object) -> Result<(), ApiError> {
     if left > 0 {
         return Ok(());
     }
-    let target = Target { subresource: "finalize".into(), ..target(api, "namespaces", &namespace.key)? };
+    let target =
+        Target { subresource: "finalize".into(), ..target(api, "namespaces", &namespace.key)? };
     let patch = Patch::Merge(json!({ "spec": { "finalizers": [] } }));
     api.patch(&target, &patch, &WriteOptions::by("kube-controller-manager")).map(drop)
 }
 
-fn remove_finalizer(api: &Api, resource: &str, object: &Object, name: &str) -> Result<(), ApiError> {
+fn remove_finalizer(
+    api: &Api,
+    resource: &str,
+    object: &Object,
+    name: &str,
+) -> Result<(), ApiError> {
     change_metadata(api, resource, &object.key, "finalizers", &|one| one != name)
 }
 
@@ -159,7 +175,8 @@ fn change_metadata(
         let before = value["metadata"][list].as_array().cloned().unwrap_or_default();
         let after: Vec<&Value> = before.iter().filter(|one| keep(one)).collect();
         let patch = json!({ "metadata": { list: after, "resourceVersion": value["metadata"]["resourceVersion"] } });
-        match api.patch(&target, &Patch::Merge(patch), &WriteOptions::by("kube-controller-manager")) {
+        match api.patch(&target, &Patch::Merge(patch), &WriteOptions::by("kube-controller-manager"))
+        {
             Err(error) if error.is_conflict() => {}
             result => return result.map(drop),
         }

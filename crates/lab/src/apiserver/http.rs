@@ -38,7 +38,7 @@ pub type Reply = Response<Body>;
 
 /// Who sends a request.
 #[derive(Clone, Debug)]
-pub struct User {
+pub(super) struct User {
     pub name: String,
     pub groups: Vec<String>,
 }
@@ -57,7 +57,7 @@ pub trait PodStreams: Send + Sync {
 }
 
 /// What every connection shares.
-pub struct Server {
+pub(super) struct Server {
     pub api: Arc<Api>,
     pub streams: Option<Arc<dyn PodStreams>>,
 }
@@ -68,7 +68,7 @@ pub fn full(bytes: impl Into<Bytes>) -> Body {
 }
 
 /// An answer that is all there.
-pub fn reply(code: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Reply {
+pub(super) fn reply(code: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Reply {
     let mut response = Response::new(full(body));
     *response.status_mut() = code;
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
@@ -89,7 +89,11 @@ fn error_reply(error: &ApiError) -> Reply {
 
 impl Server {
     /// Answers any request; what goes wrong becomes a `Status`.
-    pub async fn answer(self: Arc<Self>, user: Option<User>, request: Request<Incoming>) -> Reply {
+    pub(super) async fn answer(
+        self: Arc<Self>,
+        user: Option<User>,
+        request: Request<Incoming>,
+    ) -> Reply {
         let (method, path) = (request.method().clone(), request.uri().path().to_owned());
         let response = self.route(user, request).await.unwrap_or_else(|error| {
             tracing::debug!(%method, path, code = error.code().as_u16(), %error, "request refused");
@@ -105,14 +109,20 @@ impl Server {
         request: Request<Incoming>,
     ) -> Result<Reply, ApiError> {
         let path = request.uri().path().trim_end_matches('/').to_owned();
-        if matches!(path.as_str(), "/healthz" | "/readyz" | "/livez" | "/readyz/ping" | "/livez/ping" | "/healthz/ping") {
+        if matches!(
+            path.as_str(),
+            "/healthz" | "/readyz" | "/livez" | "/readyz/ping" | "/livez/ping" | "/healthz/ping"
+        ) {
             return Ok(reply(StatusCode::OK, "text/plain", "ok"));
         }
         let user = user.ok_or_else(ApiError::unauthorized)?;
         let segments: Vec<&str> = path.split('/').skip(1).collect();
         match segments.as_slice() {
-            [] | [""] => Ok(json_reply(StatusCode::OK, &json!({ "paths": ["/api", "/api/v1", "/apis",
-                "/healthz", "/livez", "/openapi/v2", "/openapi/v3", "/readyz", "/version"] }))),
+            [] | [""] => Ok(json_reply(
+                StatusCode::OK,
+                &json!({ "paths": ["/api", "/api/v1", "/apis",
+                "/healthz", "/livez", "/openapi/v2", "/openapi/v3", "/readyz", "/version"] }),
+            )),
             ["version"] => Ok(json_reply(StatusCode::OK, &version())),
             ["openapi", ..] => openapi::answer(&self.api, &path, request.headers()),
             ["api", rest @ ..] => self.in_group("", rest, user, request).await,
@@ -129,7 +139,9 @@ impl Server {
     ) -> Result<Reply, ApiError> {
         let catalog = self.api.catalog();
         match segments {
-            [] if wants_aggregated(request.headers()) => Ok(aggregated(&self.api, false, request.headers())),
+            [] if wants_aggregated(request.headers()) => {
+                Ok(aggregated(&self.api, false, request.headers()))
+            }
             [] => Ok(json_reply(StatusCode::OK, &resource::group_list(&catalog))),
             [group] => {
                 let found = resource::group(&catalog, group).filter(|_| !group.is_empty());
@@ -149,9 +161,14 @@ impl Server {
     ) -> Result<Reply, ApiError> {
         let catalog = self.api.catalog();
         match segments {
-            [] if wants_aggregated(request.headers()) => Ok(aggregated(&self.api, true, request.headers())),
-            [] => Ok(json_reply(StatusCode::OK, &json!({ "kind": "APIVersions", "versions": ["v1"],
-                "serverAddressByClientCIDRs": [] }))),
+            [] if wants_aggregated(request.headers()) => {
+                Ok(aggregated(&self.api, true, request.headers()))
+            }
+            [] => Ok(json_reply(
+                StatusCode::OK,
+                &json!({ "kind": "APIVersions", "versions": ["v1"],
+                "serverAddressByClientCIDRs": [] }),
+            )),
             [version] => {
                 let list = resource::resource_list(&catalog, group, version);
                 Ok(json_reply(StatusCode::OK, &list.ok_or_else(ApiError::no_such_path)?))
@@ -214,7 +231,9 @@ impl Server {
         let headers = request.headers().clone();
         let format = Format::parse(&headers)?;
         match (request.method().clone(), target.name.is_empty()) {
-            (Method::GET, true) if watch || query.flag("watch") => self.watch(target, &query, format),
+            (Method::GET, true) if watch || query.flag("watch") => {
+                self.watch(target, &query, format)
+            }
             (Method::GET, true) => self.list(&target, &query, format),
             (Method::GET, false) if watch || query.flag("watch") => {
                 let mut target = target;
@@ -238,7 +257,9 @@ impl Server {
                 let patch = Patch::parse(content_type, &body(request).await?)?;
                 let options = write_options(&query, &headers)?;
                 if matches!(patch, Patch::Apply(_)) && query.text("fieldManager").is_empty() {
-                    return Err(ApiError::bad_request("PatchOptions.meta.k8s.io \"\" is invalid: fieldManager: Required value: is required for apply patch"));
+                    return Err(ApiError::bad_request(
+                        "PatchOptions.meta.k8s.io \"\" is invalid: fieldManager: Required value: is required for apply patch",
+                    ));
                 }
                 let outcome = self.api.patch(&target, &patch, &options)?;
                 self.written(&target, &outcome, format, &query)
@@ -253,8 +274,11 @@ impl Server {
                     return Err(ApiError::method_not_allowed());
                 }
                 let options = delete_options(&query, &body(request).await?)?;
-                let listed =
-                    self.api.delete_collection(&target, &list_options(&target, &query)?, &options)?;
+                let listed = self.api.delete_collection(
+                    &target,
+                    &list_options(&target, &query)?,
+                    &options,
+                )?;
                 Ok(reply(StatusCode::OK, "application/json", list_json(&target, &listed)))
             }
             _ => Err(ApiError::method_not_allowed()),
@@ -285,7 +309,9 @@ impl Server {
             Some(streams) => streams.serve(pod, target.subresource.clone(), request).await,
             None => {
                 let what = &target.subresource;
-                Err(ApiError::not_implemented(format!("pods/{what} is not served by this API server: it runs without nodes")))
+                Err(ApiError::not_implemented(format!(
+                    "pods/{what} is not served by this API server: it runs without nodes"
+                )))
             }
         }
     }
@@ -306,8 +332,11 @@ impl Server {
                 pod.name = value["metadata"]["name"].as_str().unwrap_or_default().to_owned();
             }
             self.api.bind(&pod, &value, &options)?;
-            return Ok(json_reply(StatusCode::CREATED, &json!({ "kind": "Status", "apiVersion": "v1",
-                "metadata": {}, "status": "Success", "code": 201 })));
+            return Ok(json_reply(
+                StatusCode::CREATED,
+                &json!({ "kind": "Status", "apiVersion": "v1",
+                "metadata": {}, "status": "Success", "code": 201 }),
+            ));
         }
         if !target.name.is_empty() {
             return Err(ApiError::method_not_allowed());
@@ -330,7 +359,8 @@ impl Server {
                 table.to_string().into()
             }
             Shape::Partial => {
-                let items: Vec<Value> = values(target, &listed).iter().map(table::partial).collect();
+                let items: Vec<Value> =
+                    values(target, &listed).iter().map(table::partial).collect();
                 json!({ "kind": "PartialObjectMetadataList", "apiVersion": "meta.k8s.io/v1",
                     "metadata": list_metadata(&listed), "items": items })
                 .to_string()
@@ -356,7 +386,8 @@ impl Server {
             Shape::Table => {
                 let value = parse();
                 let metadata = json!({ "resourceVersion": value["metadata"]["resourceVersion"] });
-                let table = table::table(&target.resource, &[value], metadata, include(query)?, true);
+                let table =
+                    table::table(&target.resource, &[value], metadata, include(query)?, true);
                 table.to_string().into()
             }
             Shape::Partial => table::partial(&parse()).to_string().into(),
@@ -384,8 +415,11 @@ impl Server {
         if !target.resource.group.is_empty() {
             details["group"] = json!(target.resource.group);
         }
-        Ok(json_reply(StatusCode::OK, &json!({ "kind": "Status", "apiVersion": "v1", "metadata": {},
-            "status": "Success", "details": details })))
+        Ok(json_reply(
+            StatusCode::OK,
+            &json!({ "kind": "Status", "apiVersion": "v1", "metadata": {},
+            "status": "Success", "details": details }),
+        ))
     }
 
     fn watch(&self, target: Target, query: &Query, format: Format) -> Result<Reply, ApiError> {
@@ -393,10 +427,11 @@ impl Server {
         let include = include(query)?;
         let watch = Watch::open(&self.api, target.clone(), options);
         let (api, mut first) = (self.api.clone(), true);
-        let stream = futures::stream::unfold((watch, api, target), |(mut watch, api, target)| async {
-            let notices = watch.next(&api).await?;
-            Some(((notices, target.clone()), (watch, api, target)))
-        });
+        let stream =
+            futures::stream::unfold((watch, api, target), |(mut watch, api, target)| async {
+                let notices = watch.next(&api).await?;
+                Some(((notices, target.clone()), (watch, api, target)))
+            });
         let frames = stream.map(move |(notices, target)| {
             let mut bytes = Vec::new();
             for notice in notices {
@@ -427,7 +462,8 @@ fn write_notice(
                 Shape::Plain => json,
                 Shape::Table => {
                     let value: Value = serde_json::from_slice(&json).unwrap_or_default();
-                    let metadata = json!({ "resourceVersion": value["metadata"]["resourceVersion"] });
+                    let metadata =
+                        json!({ "resourceVersion": value["metadata"]["resourceVersion"] });
                     let headers = std::mem::take(first);
                     table::table(resource, &[value], metadata, include, headers).to_string().into()
                 }
@@ -470,7 +506,11 @@ fn review(target: &Target, user: &User, mut value: Value) -> Result<Reply, ApiEr
         "selfsubjectaccessreviews" => {
             json!({ "allowed": true, "reason": "every authenticated user may do everything in the lab" })
         }
-        _ => return Err(ApiError::not_implemented("token reviews are not served by the lab's API server")),
+        _ => {
+            return Err(ApiError::not_implemented(
+                "token reviews are not served by the lab's API server",
+            ));
+        }
     };
     value["apiVersion"] = json!(target.resource.api_version());
     value["kind"] = json!(target.resource.kind);
@@ -486,7 +526,12 @@ fn aggregated(api: &Api, core: bool, headers: &HeaderMap) -> Reply {
     let mut list = resource::aggregated(&api.catalog(), core);
     let accept = header(headers, ACCEPT.as_str());
     // Clients older than 1.30 know the beta version only; the two are alike.
-    let version = if accept.contains("v=v2;") || accept.contains("v=v2,") || accept.ends_with("v=v2") { "v2" } else { "v2beta1" };
+    let version =
+        if accept.contains("v=v2;") || accept.contains("v=v2,") || accept.ends_with("v=v2") {
+            "v2"
+        } else {
+            "v2beta1"
+        };
     list["apiVersion"] = json!(format!("apidiscovery.k8s.io/{version}"));
     let content_type = match version {
         "v2" => "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList",
@@ -599,7 +644,9 @@ async fn body(request: Request<Incoming>) -> Result<Bytes, ApiError> {
         Err(error) if error.is::<http_body_util::LengthLimitError>() => {
             Err(ApiError::too_large(BODY_BYTES_MAX))
         }
-        Err(error) => Err(ApiError::bad_request(format!("the body of the request broke off: {error}"))),
+        Err(error) => {
+            Err(ApiError::bad_request(format!("the body of the request broke off: {error}")))
+        }
     }
 }
 
@@ -619,7 +666,9 @@ fn is_dry_run(values: &str) -> Result<bool, ApiError> {
     match values {
         "" => Ok(false),
         "All" => Ok(true),
-        other => Err(ApiError::bad_request(format!("invalid dry-run value: {other}; supported values: \"All\""))),
+        other => Err(ApiError::bad_request(format!(
+            "invalid dry-run value: {other}; supported values: \"All\""
+        ))),
     }
 }
 
@@ -632,14 +681,18 @@ fn write_options(query: &Query, headers: &HeaderMap) -> Result<WriteOptions, Api
         named => named,
     };
     if manager.len() > 128 {
-        return Err(ApiError::bad_request("fieldManager: Too long: may not be more than 128 bytes"));
+        return Err(ApiError::bad_request(
+            "fieldManager: Too long: may not be more than 128 bytes",
+        ));
     }
     let validation = match query.text("fieldValidation") {
         "" | "Warn" => FieldValidation::Warn,
         "Strict" => FieldValidation::Strict,
         "Ignore" => FieldValidation::Ignore,
         other => {
-            let message = format!("fieldValidation: Unsupported value: \"{other}\": supported values: \"Ignore\", \"Strict\", \"Warn\"");
+            let message = format!(
+                "fieldValidation: Unsupported value: \"{other}\": supported values: \"Ignore\", \"Strict\", \"Warn\""
+            );
             return Err(ApiError::bad_request(message));
         }
     };
@@ -654,9 +707,12 @@ fn write_options(query: &Query, headers: &HeaderMap) -> Result<WriteOptions, Api
 fn delete_options(query: &Query, body: &[u8]) -> Result<DeleteOptions, ApiError> {
     let value = if body.is_empty() { Value::Null } else { patch::yaml(body)? };
     let text = |value: &Value| value.as_str().map(str::to_owned);
-    let grace = value["gracePeriodSeconds"].as_i64().or(query.text("gracePeriodSeconds").parse().ok());
+    let grace =
+        value["gracePeriodSeconds"].as_i64().or(query.text("gracePeriodSeconds").parse().ok());
     if grace.is_some_and(|seconds| seconds < 0) {
-        return Err(ApiError::bad_request("gracePeriodSeconds: must be greater than or equal to 0"));
+        return Err(ApiError::bad_request(
+            "gracePeriodSeconds: must be greater than or equal to 0",
+        ));
     }
     let policy = value["propagationPolicy"].as_str().unwrap_or(query.text("propagationPolicy"));
     let orphan = value["orphanDependents"] == true || query.text("orphanDependents") == "true";
@@ -666,7 +722,9 @@ fn delete_options(query: &Query, body: &[u8]) -> Result<DeleteOptions, ApiError>
         "Foreground" => Propagation::Foreground,
         "Orphan" => Propagation::Orphan,
         other => {
-            let message = format!("propagationPolicy: Unsupported value: \"{other}\": supported values: \"Background\", \"Foreground\", \"Orphan\"");
+            let message = format!(
+                "propagationPolicy: Unsupported value: \"{other}\": supported values: \"Background\", \"Foreground\", \"Orphan\""
+            );
             return Err(ApiError::bad_request(message));
         }
     };
@@ -683,7 +741,9 @@ fn delete_options(query: &Query, body: &[u8]) -> Result<DeleteOptions, ApiError>
 fn selector(target: &Target, query: &Query) -> Result<Selector, ApiError> {
     let (labels, fields) = (query.text("labelSelector"), query.text("fieldSelector"));
     if *target.resource.group == *"events.k8s.io" {
-        let fields = fields.replace("regarding.", "involvedObject.").replace("reportingController", "reportingComponent");
+        let fields = fields
+            .replace("regarding.", "involvedObject.")
+            .replace("reportingController", "reportingComponent");
         return Selector::parse(labels, &fields, target.resource.indexed);
     }
     Selector::parse(labels, fields, target.resource.indexed)
@@ -713,7 +773,9 @@ fn check_list_version(query: &Query, current: u64) -> Result<(), ApiError> {
         return Err(ApiError::too_large_resource_version(asked, current));
     }
     if query.text("resourceVersionMatch") == "Exact" && asked != current {
-        return Err(ApiError::expired(format!("The resourceVersion for the provided list is too old: {asked}")));
+        return Err(ApiError::expired(format!(
+            "The resourceVersion for the provided list is too old: {asked}"
+        )));
     }
     Ok(())
 }
@@ -723,7 +785,9 @@ fn watch_options(target: &Target, query: &Query) -> Result<WatchOptions, ApiErro
     let start = match version {
         _ if query.flag("sendInitialEvents") => {
             if query.text("resourceVersionMatch") != "NotOlderThan" {
-                return Err(ApiError::bad_request("resourceVersionMatch: Invalid value: must be NotOlderThan when sendInitialEvents is set"));
+                return Err(ApiError::bad_request(
+                    "resourceVersionMatch: Invalid value: must be NotOlderThan when sendInitialEvents is set",
+                ));
             }
             Start::StreamingList
         }
@@ -744,7 +808,9 @@ fn include(query: &Query) -> Result<Include, ApiError> {
         "" | "Metadata" => Ok(Include::Metadata),
         "Object" => Ok(Include::Object),
         "None" => Ok(Include::None),
-        other => Err(ApiError::bad_request(format!("unrecognized includeObject value: \"{other}\""))),
+        other => {
+            Err(ApiError::bad_request(format!("unrecognized includeObject value: \"{other}\"")))
+        }
     }
 }
 
@@ -771,7 +837,8 @@ fn list_metadata(listed: &Listed) -> Value {
 /// The list, put together from what is serialised already.
 fn list_json(target: &Target, listed: &Listed) -> Bytes {
     let resource = &target.resource;
-    let items: Vec<Bytes> = listed.items.iter().map(|item| convert::render(resource, item)).collect();
+    let items: Vec<Bytes> =
+        listed.items.iter().map(|item| convert::render(resource, item)).collect();
     let len: usize = items.iter().map(|item| item.len() + 1).sum();
     let mut body = Vec::with_capacity(len + 256);
     let head = format!(

@@ -4,7 +4,7 @@ use serde_json::Value;
 
 /// A parsed path, such as `.status.conditions[?(@.type=="Ready")].status`.
 #[derive(Clone, Debug, PartialEq)]
-pub struct JsonPath(Vec<Step>);
+pub(super) struct JsonPath(Vec<Step>);
 
 #[derive(Clone, Debug, PartialEq)]
 enum Step {
@@ -12,11 +12,15 @@ enum Step {
     Index(i64),
     All,
     /// Items of which the value at the path equals (or does not) the literal.
-    Filter { path: Vec<String>, equal: bool, literal: Value },
+    Filter {
+        path: Vec<String>,
+        equal: bool,
+        literal: Value,
+    },
 }
 
 impl JsonPath {
-    pub fn parse(text: &str) -> Result<Self, String> {
+    pub(super) fn parse(text: &str) -> Result<Self, String> {
         let text = text.trim();
         let text = text.strip_prefix('{').and_then(|rest| rest.strip_suffix('}')).unwrap_or(text);
         let mut rest = text.strip_prefix('$').unwrap_or(text);
@@ -42,7 +46,7 @@ impl JsonPath {
     }
 
     /// All values that the path leads to.
-    pub fn find<'a>(&self, root: &'a Value) -> Vec<&'a Value> {
+    pub(super) fn find<'a>(&self, root: &'a Value) -> Vec<&'a Value> {
         let mut found = vec![root];
         for step in &self.0 {
             found = found.into_iter().flat_map(|value| step.follow(value)).collect();

@@ -92,8 +92,9 @@ impl ApiServer {
     /// Starts serving; returns when requests are answered.
     pub async fn start(config: Config) -> anyhow::Result<Self> {
         let (credentials, kept) = match &config.persistence {
-            Some(directory) => persistence::open(directory)
-                .with_context(|| format!("restoring the cluster's state from {}", directory.display()))?,
+            Some(directory) => persistence::open(directory).with_context(|| {
+                format!("restoring the cluster's state from {}", directory.display())
+            })?,
             None => (Credentials::generate()?, None),
         };
         let api = Arc::new(Api::new(credentials.ca_pem.clone()));
@@ -164,7 +165,7 @@ impl ApiServer {
 }
 
 fn create_system_namespaces(api: &Api) -> anyhow::Result<()> {
-    let options = api::WriteOptions::by("kube-apiserver");
+    let options = WriteOptions::by("kube-apiserver");
     for name in ["default", "kube-system", "kube-public", "kube-node-lease"] {
         let target = api.target("namespaces", "", "")?;
         let namespace = serde_json::json!({ "metadata": { "name": name } });
@@ -246,7 +247,9 @@ impl Acceptor {
     fn user_of_certificate(&self, tls: &rustls::ServerConnection) -> Option<User> {
         use rustls::pki_types::pem::PemObject as _;
         let certificate = tls.peer_certificates()?.first()?;
-        let admin = rustls::pki_types::CertificateDer::from_pem_slice(self.credentials.admin_pem.as_bytes());
+        let admin = rustls::pki_types::CertificateDer::from_pem_slice(
+            self.credentials.admin_pem.as_bytes(),
+        );
         // The verifier has checked that our authority made it, and it has made one only.
         (admin.ok()? == *certificate).then(administrator)
     }

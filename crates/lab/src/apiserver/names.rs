@@ -13,7 +13,7 @@ const CONFIG_KEY: &str = "a valid config key must consist of alphanumeric charac
 /// All annotations of an object together.
 const ANNOTATIONS_BYTES_MAX: usize = 256 << 10;
 
-pub fn is_label(text: &str) -> bool {
+pub(super) fn is_label(text: &str) -> bool {
     let alphanumeric = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
     !text.is_empty()
         && text.chars().all(|c| alphanumeric(c) || c == '-')
@@ -38,7 +38,7 @@ fn too_long(field: &str, bytes_max: usize) -> FieldError {
     FieldError { field: field.to_owned(), fault: Fault::TooLong, detail }
 }
 
-pub fn check_label(field: &str, text: &str, errors: &mut Vec<FieldError>) {
+pub(super) fn check_label(field: &str, text: &str, errors: &mut Vec<FieldError>) {
     if text.len() > 63 {
         errors.push(FieldError::invalid(field, text, "must be no more than 63 characters"));
     }
@@ -47,7 +47,7 @@ pub fn check_label(field: &str, text: &str, errors: &mut Vec<FieldError>) {
     }
 }
 
-pub fn check_subdomain(field: &str, text: &str, errors: &mut Vec<FieldError>) {
+pub(super) fn check_subdomain(field: &str, text: &str, errors: &mut Vec<FieldError>) {
     if text.len() > 253 {
         errors.push(FieldError::invalid(field, text, "must be no more than 253 characters"));
     }
@@ -57,12 +57,13 @@ pub fn check_subdomain(field: &str, text: &str, errors: &mut Vec<FieldError>) {
 }
 
 /// Keys of config maps and secrets.
-pub fn check_config_key(field: &str, key: &str, errors: &mut Vec<FieldError>) {
+pub(super) fn check_config_key(field: &str, key: &str, errors: &mut Vec<FieldError>) {
     let field = format!("{field}[{key}]");
     if key.len() > 253 {
         errors.push(too_long(&field, 253));
     }
-    let fits = !key.is_empty() && key.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c));
+    let fits =
+        !key.is_empty() && key.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c));
     if !fits || key == "." || key == ".." {
         errors.push(FieldError::invalid(field, key, CONFIG_KEY));
     }
@@ -90,7 +91,7 @@ fn check_qualified(field: &str, key: &str, errors: &mut Vec<FieldError>) {
     }
 }
 
-pub fn check_labels(field: &str, labels: &Value, errors: &mut Vec<FieldError>) {
+pub(super) fn check_labels(field: &str, labels: &Value, errors: &mut Vec<FieldError>) {
     for (key, value) in labels.as_object().into_iter().flatten() {
         check_qualified(field, key, errors);
         let Some(text) = value.as_str() else { continue };
@@ -104,7 +105,7 @@ pub fn check_labels(field: &str, labels: &Value, errors: &mut Vec<FieldError>) {
 }
 
 /// What holds for the metadata of every object, but for its name.
-pub fn check_metadata(meta: &Value, errors: &mut Vec<FieldError>) {
+pub(super) fn check_metadata(meta: &Value, errors: &mut Vec<FieldError>) {
     check_labels("metadata.labels", &meta["labels"], errors);
     let mut bytes = 0;
     for (key, value) in meta["annotations"].as_object().into_iter().flatten() {

@@ -53,7 +53,16 @@ impl Object {
         let is_being_deleted = meta["deletionTimestamp"].is_string();
         let uid = text("uid").into();
         let json = serde_json::to_vec(value).unwrap_or_default();
-        Self { key, uid, resource_version, labels, fields, owners, is_being_deleted, json: json.into() }
+        Self {
+            key,
+            uid,
+            resource_version,
+            labels,
+            fields,
+            owners,
+            is_being_deleted,
+            json: json.into(),
+        }
     }
 
     /// The parsed object.
@@ -86,7 +95,7 @@ pub fn now() -> String {
 }
 
 /// The time `seconds` from now.
-pub fn timestamp(seconds: i64) -> String {
+pub(super) fn timestamp(seconds: i64) -> String {
     let now = k8s_openapi::jiff::Timestamp::now().as_second() + seconds;
     k8s_openapi::jiff::Timestamp::from_second(now)
         .map(|time| time.strftime("%Y-%m-%dT%H:%M:%SZ").to_string())
@@ -94,7 +103,7 @@ pub fn timestamp(seconds: i64) -> String {
 }
 
 /// A random version-4 UUID.
-pub fn new_uid() -> String {
+pub(super) fn new_uid() -> String {
     let mut bytes = random::<16>();
     bytes[6] = bytes[6] & 0x0f | 0x40;
     bytes[8] = bytes[8] & 0x3f | 0x80;
@@ -104,9 +113,12 @@ pub fn new_uid() -> String {
 }
 
 /// What is appended to `generateName`: five characters that make no words.
-pub fn name_suffix() -> String {
+pub(super) fn name_suffix() -> String {
     const ALPHABET: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
-    random::<5>().iter().map(|byte| char::from(ALPHABET[usize::from(*byte) % ALPHABET.len()])).collect()
+    random::<5>()
+        .iter()
+        .map(|byte| char::from(ALPHABET[usize::from(*byte) % ALPHABET.len()]))
+        .collect()
 }
 
 /// Unpredictable bytes.

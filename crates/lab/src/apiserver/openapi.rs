@@ -22,7 +22,7 @@ use super::status::ApiError;
 const V2_PROTOBUF: &str = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf";
 
 /// Answers below `/openapi`.
-pub fn answer(api: &Api, path: &str, headers: &HeaderMap) -> Result<Reply, ApiError> {
+pub(super) fn answer(api: &Api, path: &str, headers: &HeaderMap) -> Result<Reply, ApiError> {
     let catalog = api.catalog();
     let accept = headers.get("accept").and_then(|value| value.to_str().ok()).unwrap_or_default();
     match path.strip_prefix("/openapi/").unwrap_or_default() {
@@ -122,8 +122,10 @@ fn custom(open_api: &Value) -> Value {
         schema["properties"] = json!({});
     }
     let properties = &mut schema["properties"];
-    properties["apiVersion"] = text("APIVersion defines the versioned schema of this representation of an object.");
-    properties["kind"] = text("Kind is a string value representing the REST resource this object represents.");
+    properties["apiVersion"] =
+        text("APIVersion defines the versioned schema of this representation of an object.");
+    properties["kind"] =
+        text("Kind is a string value representing the REST resource this object represents.");
     properties["metadata"] = json!({ "$ref": format!("#/components/schemas/{OBJECT_META}"),
         "description": "Standard object's metadata." });
     schema
@@ -231,7 +233,8 @@ fn paths(resources: &[&Resource], with_parameter_types: bool) -> Value {
         let patch = ["dryRun", "fieldManager", "fieldValidation", "force"];
         let mut whole = json!({ "post": operation("post", &write) });
         if resource.verbs().contains(&"list") {
-            whole["get"] = operation("list", &["labelSelector", "fieldSelector", "limit", "continue"]);
+            whole["get"] =
+                operation("list", &["labelSelector", "fieldSelector", "limit", "continue"]);
             paths.insert(
                 format!("{collection}/{{name}}"),
                 json!({ "get": operation("get", &[]), "put": operation("put", &write),

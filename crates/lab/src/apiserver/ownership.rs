@@ -28,18 +28,27 @@ struct Fields {
 
 /// Not owned by anybody: the server's.
 const SERVER_METADATA: &[&str] = &[
-    "name", "namespace", "uid", "creationTimestamp", "resourceVersion", "generation", "managedFields",
-    "selfLink", "deletionTimestamp", "deletionGracePeriodSeconds", "generateName",
+    "name",
+    "namespace",
+    "uid",
+    "creationTimestamp",
+    "resourceVersion",
+    "generation",
+    "managedFields",
+    "selfLink",
+    "deletionTimestamp",
+    "deletionGracePeriodSeconds",
+    "generateName",
 ];
 
 /// `managedFields` of an object that comes into being by an apply.
-pub fn first_application(applied: &Value, resource: &Resource, manager: &str) -> Value {
+pub(super) fn first_application(applied: &Value, resource: &Resource, manager: &str) -> Value {
     let fields = fields_of_object(applied, resource.schema());
     json!([entry(manager, "Apply", &resource.api_version(), "", &fields, &object::now())])
 }
 
 /// Notes what a write other than an apply changed. `old` is absent for a new object.
-pub fn record(
+pub(super) fn record(
     old: Option<&Value>,
     new: &mut Value,
     resource: &Resource,
@@ -95,7 +104,7 @@ pub fn record(
 }
 
 /// Merges an applied configuration into the object.
-pub fn apply(
+pub(super) fn apply(
     old: &Value,
     applied: &Value,
     target: &Target,
@@ -112,7 +121,10 @@ pub fn apply(
     let mut merged = old.clone();
     let mut sent = applied.clone();
     let meta = object_at(&mut sent, "metadata");
-    meta.retain(|name, _| !SERVER_METADATA.contains(&name.as_str()) || matches!(name.as_str(), "uid" | "resourceVersion"));
+    meta.retain(|name, _| {
+        !SERVER_METADATA.contains(&name.as_str())
+            || matches!(name.as_str(), "uid" | "resourceVersion")
+    });
     merge(&mut merged, &sent, Some(schema));
 
     let mut entries = parse_entries(&old["metadata"]["managedFields"]);
@@ -160,7 +172,8 @@ pub fn apply(
         prune(&mut merged, &dropped, &kept, Some(schema));
     }
     update_last_applied(&mut merged, &sent, &options.manager);
-    let unchanged = last.as_ref().is_some_and(|last| last.fields == wanted && last.api_version == version);
+    let unchanged =
+        last.as_ref().is_some_and(|last| last.fields == wanted && last.api_version == version);
     let time = match last {
         Some(last) if unchanged => last.time,
         _ => object::now(),
@@ -256,7 +269,14 @@ fn write_entries(object: &mut Value, mut entries: Vec<Entry>) {
     let list: Vec<Value> = entries
         .iter()
         .map(|one| {
-            entry(&one.manager, &one.operation, &one.api_version, &one.subresource, &one.fields, &one.time)
+            entry(
+                &one.manager,
+                &one.operation,
+                &one.api_version,
+                &one.subresource,
+                &one.fields,
+                &one.time,
+            )
         })
         .collect();
     object["metadata"]["managedFields"] = json!(list);
@@ -363,8 +383,10 @@ impl Fields {
                     path.push_str(field);
                 }
                 Some(("k", keys)) => {
-                    let keys: BTreeMap<String, Value> = serde_json::from_str(keys).unwrap_or_default();
-                    let keys: Vec<String> = keys.iter().map(|(key, v)| format!("{key}={v}")).collect();
+                    let keys: BTreeMap<String, Value> =
+                        serde_json::from_str(keys).unwrap_or_default();
+                    let keys: Vec<String> =
+                        keys.iter().map(|(key, v)| format!("{key}={v}")).collect();
                     path.push_str(&format!("[{}]", keys.join(",")));
                 }
                 Some((_, value)) => path.push_str(&format!("[={value}]")),
@@ -603,7 +625,13 @@ mod tests {
             cluster
         }
 
-        fn apply(&self, id: &str, manager: &str, object: &Value, force: bool) -> Result<Value, String> {
+        fn apply(
+            &self,
+            id: &str,
+            manager: &str,
+            object: &Value,
+            force: bool,
+        ) -> Result<Value, String> {
             let name = object["metadata"]["name"].as_str().unwrap();
             let target = self.0.target(id, "default", name).unwrap();
             let options = WriteOptions {
@@ -631,12 +659,18 @@ mod tests {
     #[test]
     fn owners_share_take_over_and_let_go() {
         let cluster = Cluster::new();
-        assert_eq!(cluster.data("a", &json!({ "x": "1", "y": "1" }), false).unwrap(), json!({ "x": "1", "y": "1" }));
+        assert_eq!(
+            cluster.data("a", &json!({ "x": "1", "y": "1" }), false).unwrap(),
+            json!({ "x": "1", "y": "1" })
+        );
         // Equal values are shared, others are conflicts.
         cluster.data("b", &json!({ "x": "1" }), false).unwrap();
         let conflict = cluster.data("b", &json!({ "x": "1", "y": "2" }), false).unwrap_err();
         assert_eq!(conflict, r#"Apply failed with 1 conflict: conflict with "a": .data.y"#);
-        assert_eq!(cluster.data("b", &json!({ "x": "1", "y": "2" }), true).unwrap(), json!({ "x": "1", "y": "2" }));
+        assert_eq!(
+            cluster.data("b", &json!({ "x": "1", "y": "2" }), true).unwrap(),
+            json!({ "x": "1", "y": "2" })
+        );
         // What is shared or taken over stays, when one lets go of it.
         assert_eq!(cluster.data("a", &json!({}), false).unwrap(), json!({ "x": "1", "y": "2" }));
         assert_eq!(cluster.data("b", &json!({ "y": "2" }), false).unwrap(), json!({ "y": "2" }));
@@ -648,7 +682,10 @@ mod tests {
         cluster.data("a", &json!({ "x": "1", "y": "1" }), false).unwrap();
         cluster.update("editor", &json!({ "x": "2" }));
         let conflict = cluster.data("a", &json!({ "x": "1", "y": "1" }), false).unwrap_err();
-        assert_eq!(conflict, r#"Apply failed with 1 conflict: conflict with "editor" using v1: .data.x"#);
+        assert_eq!(
+            conflict,
+            r#"Apply failed with 1 conflict: conflict with "editor" using v1: .data.x"#
+        );
         cluster.update("editor", &json!({ "x": null }));
         assert_eq!(cluster.data("a", &json!({ "x": "1" }), false).unwrap(), json!({ "x": "1" }));
     }
@@ -672,11 +709,13 @@ mod tests {
     #[test]
     fn labels_and_finalizers_merge() {
         let cluster = Cluster::new();
-        let map = |labels: Value, finalizers: Value| {
-            json!({ "metadata": { "name": "m", "labels": labels, "finalizers": finalizers } })
-        };
-        cluster.apply("configmaps", "a", &map(json!({ "a": "1" }), json!(["x.io/a"])), false).unwrap();
-        let value = cluster.apply("configmaps", "b", &map(json!({ "b": "1" }), json!(["x.io/b"])), false).unwrap();
+        let map = |labels: Value, finalizers: Value| json!({ "metadata": { "name": "m", "labels": labels, "finalizers": finalizers } });
+        cluster
+            .apply("configmaps", "a", &map(json!({ "a": "1" }), json!(["x.io/a"])), false)
+            .unwrap();
+        let value = cluster
+            .apply("configmaps", "b", &map(json!({ "b": "1" }), json!(["x.io/b"])), false)
+            .unwrap();
         assert_eq!(value["metadata"]["labels"], json!({ "a": "1", "b": "1" }));
         assert_eq!(value["metadata"]["finalizers"], json!(["x.io/a", "x.io/b"]));
         let value = cluster.apply("configmaps", "a", &map(json!({}), json!([])), false).unwrap();

@@ -7,7 +7,7 @@ use super::schema::Schema;
 use super::status::ApiError;
 
 /// Content types that PATCH takes.
-pub const CONTENT_TYPES: &str = "application/json-patch+json, application/merge-patch+json, application/strategic-merge-patch+json, application/apply-patch+yaml";
+pub(super) const CONTENT_TYPES: &str = "application/json-patch+json, application/merge-patch+json, application/strategic-merge-patch+json, application/apply-patch+yaml";
 
 #[derive(Clone, Debug)]
 pub enum Patch {
@@ -24,9 +24,8 @@ pub enum Patch {
 impl Patch {
     pub fn parse(content_type: &str, body: &[u8]) -> Result<Self, ApiError> {
         let json = || {
-            serde_json::from_slice(body).map_err(|error| {
-                ApiError::bad_request(format!("error decoding patch: {error}"))
-            })
+            serde_json::from_slice(body)
+                .map_err(|error| ApiError::bad_request(format!("error decoding patch: {error}")))
         };
         match content_type.split(';').next().unwrap_or_default().trim() {
             "application/json-patch+json" => serde_json::from_slice(body)
@@ -44,9 +43,8 @@ impl Patch {
         let mut new = old.clone();
         match self {
             Self::Json(patch) => {
-                json_patch::patch(&mut new, patch).map_err(|error| {
-                    ApiError::invalid_patch(&resource.kind, &error.to_string())
-                })?;
+                json_patch::patch(&mut new, patch)
+                    .map_err(|error| ApiError::invalid_patch(&resource.kind, &error.to_string()))?;
             }
             Self::Merge(patch) => json_patch::merge(&mut new, patch),
             Self::Strategic(_) if resource.is_custom() => {
@@ -62,7 +60,7 @@ impl Patch {
 }
 
 /// YAML, of which JSON is a part.
-pub fn yaml(body: &[u8]) -> Result<Value, ApiError> {
+pub(super) fn yaml(body: &[u8]) -> Result<Value, ApiError> {
     if let Ok(value) = serde_json::from_slice(body) {
         return Ok(value);
     }
@@ -81,7 +79,8 @@ fn strategic(live: &mut Value, patch: &Value, schema: Option<&Schema>) -> Result
     match patch.get("$patch").and_then(Value::as_str) {
         Some("replace") => {
             let kept = patch.iter().filter(|(name, _)| *name != "$patch");
-            *live = Value::Object(kept.map(|(name, value)| (name.clone(), value.clone())).collect());
+            *live =
+                Value::Object(kept.map(|(name, value)| (name.clone(), value.clone())).collect());
             return Ok(());
         }
         Some("delete") => {
@@ -150,7 +149,9 @@ fn apply_directives(
             let kept = value.as_array().map(Vec::as_slice).unwrap_or_default();
             map.retain(|field, _| kept.iter().any(|one| one == field.as_str()));
         } else if name.starts_with('$') && name != "$patch" {
-            return Err(ApiError::bad_request(format!("Unknown strategic merge patch directive: {name}")));
+            return Err(ApiError::bad_request(format!(
+                "Unknown strategic merge patch directive: {name}"
+            )));
         }
     }
     Ok(())
@@ -180,7 +181,8 @@ fn merge_list(
     let of_item = schema.and_then(|schema| schema.items.as_ref()).map(super::schema::Node::schema);
     for one in patch {
         let Some(identity) = one.get(key) else {
-            let message = format!("map: {one} does not contain declared merge key: {key} (in {name})");
+            let message =
+                format!("map: {one} does not contain declared merge key: {key} (in {name})");
             return Err(ApiError::bad_request(message));
         };
         let at = items.iter().position(|item| item.get(key) == Some(identity));
@@ -243,11 +245,15 @@ mod tests {
 
     #[test]
     fn items_merge_by_their_key() {
-        let live = containers(json!([{ "name": "a", "image": "1", "args": ["x"] }, { "name": "b", "image": "1" }]));
+        let live = containers(
+            json!([{ "name": "a", "image": "1", "args": ["x"] }, { "name": "b", "image": "1" }]),
+        );
         check(
             live.clone(),
             containers(json!([{ "name": "b", "image": "2" }, { "name": "c", "image": "3" }])),
-            containers(json!([{ "name": "a", "image": "1", "args": ["x"] }, { "name": "b", "image": "2" }, { "name": "c", "image": "3" }])),
+            containers(
+                json!([{ "name": "a", "image": "1", "args": ["x"] }, { "name": "b", "image": "2" }, { "name": "c", "image": "3" }]),
+            ),
         );
         check(
             live.clone(),

@@ -36,14 +36,14 @@ struct Line<'a> {
 }
 
 /// What was on disk.
-pub struct Kept {
+pub(super) struct Kept {
     path: PathBuf,
     version: u64,
     objects: std::collections::BTreeMap<(ResourceId, Key), Object>,
 }
 
 /// An open journal.
-pub struct Journal {
+pub(super) struct Journal {
     path: PathBuf,
     file: BufWriter<File>,
     bytes: u64,
@@ -57,12 +57,13 @@ const JOURNAL_BYTES_MIN: u64 = 32 << 20;
 const JOURNAL_GROWTH_MAX: u64 = 4;
 
 /// Opens the directory, which is made if it is not there.
-pub fn open(directory: &Path) -> anyhow::Result<(Credentials, Option<Kept>)> {
+pub(super) fn open(directory: &Path) -> anyhow::Result<(Credentials, Option<Kept>)> {
     fs::create_dir_all(directory)?;
     let path = directory.join("credentials.json");
     let credentials = match fs::read(&path) {
-        Ok(bytes) => serde_json::from_slice(&bytes)
-            .with_context(|| format!("{} is damaged; remove the directory to start anew", path.display()))?,
+        Ok(bytes) => serde_json::from_slice(&bytes).with_context(|| {
+            format!("{} is damaged; remove the directory to start anew", path.display())
+        })?,
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             let credentials = Credentials::generate()?;
             let mut file = private_file(&path)?;
@@ -106,7 +107,7 @@ fn read(path: &Path) -> anyhow::Result<Kept> {
 
 impl Kept {
     /// Fills the store and begins a new journal.
-    pub fn restore(self, store: &Store) -> anyhow::Result<Journal> {
+    pub(super) fn restore(self, store: &Store) -> anyhow::Result<Journal> {
         let objects = self.objects.into_iter().map(|((id, _), object)| (id, object)).collect();
         store.restore(self.version, objects);
         Journal::begin(&self.path, store)
@@ -135,7 +136,7 @@ impl Journal {
     }
 
     /// Writes down every change until told to stop.
-    pub async fn keep(
+    pub(super) async fn keep(
         mut self,
         api: Arc<Api>,
         mut changes: UnboundedReceiver<Written>,
@@ -204,7 +205,8 @@ mod tests {
         let mut changes = store.listen();
         let mut journal = kept.unwrap().restore(&store).unwrap();
         let id: ResourceId = "configmaps".into();
-        let value = |name: &str| json!({ "metadata": { "name": name, "namespace": "n", "uid": name } });
+        let value =
+            |name: &str| json!({ "metadata": { "name": name, "namespace": "n", "uid": name } });
         store.create(&id, &mut value("a"), &[]).unwrap();
         let b = store.create(&id, &mut value("b"), &[]).unwrap();
         store.delete(&id, &b.key, b.resource_version).unwrap();
@@ -218,7 +220,8 @@ mod tests {
         let (_, kept) = open(&directory).unwrap();
         kept.unwrap().restore(&restored).unwrap();
         assert_eq!(restored.resource_version(), 3);
-        let names: Vec<String> = restored.list(&id).1.keys().map(|key| key.name.to_string()).collect();
+        let names: Vec<String> =
+            restored.list(&id).1.keys().map(|key| key.name.to_string()).collect();
         assert_eq!(names, ["a"]);
         fs::remove_dir_all(directory).unwrap();
     }

@@ -7,7 +7,7 @@ use super::schema::object_at;
 use super::status::FieldError;
 
 /// Fills in what the manifest leaves open.
-pub fn default(pod: &mut Value) {
+pub(super) fn default(pod: &mut Value) {
     let spec = object_at(pod, "spec");
     let host_network = spec.get("hostNetwork") == Some(&json!(true));
     for (name, value) in [
@@ -102,9 +102,12 @@ fn default_container(container: &mut Map<String, Value>, host_network: bool) {
 }
 
 fn default_probe(probe: &mut Map<String, Value>) {
-    for (name, value) in
-        [("timeoutSeconds", 1), ("periodSeconds", 10), ("successThreshold", 1), ("failureThreshold", 3)]
-    {
+    for (name, value) in [
+        ("timeoutSeconds", 1),
+        ("periodSeconds", 10),
+        ("successThreshold", 1),
+        ("failureThreshold", 3),
+    ] {
         probe.entry(name).or_insert(json!(value));
     }
     if let Some(get) = probe.get_mut("httpGet").and_then(Value::as_object_mut) {
@@ -128,7 +131,7 @@ fn default_volume(volume: &mut Map<String, Value>) {
 }
 
 /// How expendable the pod is, by what its containers request.
-pub fn qos_class(spec: &Value) -> &'static str {
+pub(super) fn qos_class(spec: &Value) -> &'static str {
     let containers: Vec<&Value> = ["containers", "initContainers"]
         .iter()
         .flat_map(|list| spec[*list].as_array().into_iter().flatten())
@@ -144,7 +147,8 @@ pub fn qos_class(spec: &Value) -> &'static str {
     };
     let bounded = |container: &&Value| {
         let (limits, requests) = (amounts(container, "limits"), amounts(container, "requests"));
-        limits.len() == 2 && (requests.is_empty() || requests.iter().all(|one| limits.contains(one)))
+        limits.len() == 2
+            && (requests.is_empty() || requests.iter().all(|one| limits.contains(one)))
     };
     if !containers.iter().any(asks) {
         "BestEffort"
@@ -156,7 +160,7 @@ pub fn qos_class(spec: &Value) -> &'static str {
 }
 
 /// What is wrong with a pod.
-pub fn validate(pod: &Value, errors: &mut Vec<FieldError>) {
+pub(super) fn validate(pod: &Value, errors: &mut Vec<FieldError>) {
     let spec = &pod["spec"];
     let empty = Vec::new();
     let containers = spec["containers"].as_array().unwrap_or(&empty);
@@ -178,7 +182,12 @@ pub fn validate(pod: &Value, errors: &mut Vec<FieldError>) {
             validate_container(&field, container, &volumes, errors);
         }
     }
-    check_choice("spec.restartPolicy", &spec["restartPolicy"], &["Always", "OnFailure", "Never"], errors);
+    check_choice(
+        "spec.restartPolicy",
+        &spec["restartPolicy"],
+        &["Always", "OnFailure", "Never"],
+        errors,
+    );
     let policies = ["ClusterFirstWithHostNet", "ClusterFirst", "Default", "None"];
     check_choice("spec.dnsPolicy", &spec["dnsPolicy"], &policies, errors);
     names::check_labels("spec.nodeSelector", &spec["nodeSelector"], errors);
@@ -187,22 +196,39 @@ pub fn validate(pod: &Value, errors: &mut Vec<FieldError>) {
     }
 }
 
-fn validate_container(field: &str, container: &Value, volumes: &[String], errors: &mut Vec<FieldError>) {
+fn validate_container(
+    field: &str,
+    container: &Value,
+    volumes: &[String],
+    errors: &mut Vec<FieldError>,
+) {
     if container["image"].as_str().unwrap_or_default().is_empty() {
         errors.push(FieldError::required(format!("{field}.image"), ""));
     }
     let policies = ["Always", "IfNotPresent", "Never"];
-    check_choice(&format!("{field}.imagePullPolicy"), &container["imagePullPolicy"], &policies, errors);
+    check_choice(
+        &format!("{field}.imagePullPolicy"),
+        &container["imagePullPolicy"],
+        &policies,
+        errors,
+    );
     for (index, port) in container["ports"].as_array().into_iter().flatten().enumerate() {
         let field = format!("{field}.ports[{index}]");
         for (name, required) in [("containerPort", true), ("hostPort", false)] {
             let number = &port[name];
-            if (required || !number.is_null()) && !(1..=65_535).contains(&number.as_i64().unwrap_or(0)) {
+            if (required || !number.is_null())
+                && !(1..=65_535).contains(&number.as_i64().unwrap_or(0))
+            {
                 let detail = "must be between 1 and 65535, inclusive";
                 errors.push(FieldError::invalid(format!("{field}.{name}"), number.clone(), detail));
             }
         }
-        check_choice(&format!("{field}.protocol"), &port["protocol"], &["SCTP", "TCP", "UDP"], errors);
+        check_choice(
+            &format!("{field}.protocol"),
+            &port["protocol"],
+            &["SCTP", "TCP", "UDP"],
+            errors,
+        );
     }
     for (index, variable) in container["env"].as_array().into_iter().flatten().enumerate() {
         if variable["name"].as_str().unwrap_or_default().is_empty() {
@@ -220,7 +246,8 @@ fn validate_container(field: &str, container: &Value, volumes: &[String], errors
             });
         }
         if mount["mountPath"].as_str().unwrap_or_default().is_empty() {
-            errors.push(FieldError::required(format!("{field}.volumeMounts[{index}].mountPath"), ""));
+            errors
+                .push(FieldError::required(format!("{field}.volumeMounts[{index}].mountPath"), ""));
         }
     }
 }
@@ -246,12 +273,11 @@ fn check_choice(field: &str, value: &Value, choices: &[&str], errors: &mut Vec<F
 }
 
 /// A pod's specification is fixed but for a few fields.
-pub fn validate_update(new: &Value, old: &Value, errors: &mut Vec<FieldError>) {
-    let added_only = old["spec"]["tolerations"]
-        .as_array()
-        .into_iter()
-        .flatten()
-        .all(|toleration| new["spec"]["tolerations"].as_array().is_some_and(|l| l.contains(toleration)));
+pub(super) fn validate_update(new: &Value, old: &Value, errors: &mut Vec<FieldError>) {
+    let added_only =
+        old["spec"]["tolerations"].as_array().into_iter().flatten().all(|toleration| {
+            new["spec"]["tolerations"].as_array().is_some_and(|l| l.contains(toleration))
+        });
     let fixed = |pod: &Value| {
         let mut spec = pod["spec"].clone();
         for list in ["containers", "initContainers"] {

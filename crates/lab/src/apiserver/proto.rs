@@ -6,7 +6,7 @@
 use serde_json::Value;
 
 /// Encodes a document of version 2.
-pub fn document(json: &Value) -> Vec<u8> {
+pub(super) fn document(json: &Value) -> Vec<u8> {
     let mut info = Message::default();
     info.text(1, &json["info"]["title"]);
     info.text(2, &json["info"]["version"]);

@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 
 use super::status::ApiError;
 
-pub const CONTENT_TYPE: &str = "application/vnd.kubernetes.protobuf";
+pub(super) const CONTENT_TYPE: &str = "application/vnd.kubernetes.protobuf";
 const MAGIC: &[u8] = b"k8s\0";
 
 /// What a field holds.
@@ -97,11 +97,13 @@ const ATTRIBUTES: Fields = &[
     (6, "subresource", Field::Text),
     (7, "name", Field::Text),
 ];
-const ACCESS_REVIEW: Fields = &[(2, "spec", Field::Message(&[(1, "resourceAttributes", Field::Message(ATTRIBUTES))]))];
+const ACCESS_REVIEW: Fields =
+    &[(2, "spec", Field::Message(&[(1, "resourceAttributes", Field::Message(ATTRIBUTES))]))];
 
 /// The object in a protobuf body.
-pub fn decode(body: &[u8]) -> Result<Value, ApiError> {
-    let bad = |why: &str| ApiError::bad_request(format!("the object provided is unrecognized: {why}"));
+pub(super) fn decode(body: &[u8]) -> Result<Value, ApiError> {
+    let bad =
+        |why: &str| ApiError::bad_request(format!("the object provided is unrecognized: {why}"));
     let envelope = body.strip_prefix(MAGIC).ok_or_else(|| bad("the protobuf magic is missing"))?;
     let broken = || bad("the protobuf message is cut off");
     let (mut api_version, mut kind, mut raw) = (String::new(), String::new(), &[][..]);
@@ -110,7 +112,9 @@ pub fn decode(body: &[u8]) -> Result<Value, ApiError> {
             (1, Wire::Bytes(inner)) => {
                 for (number, wire) in fields(inner).ok_or_else(broken)? {
                     match (number, wire) {
-                        (1, Wire::Bytes(text)) => api_version = String::from_utf8_lossy(text).into_owned(),
+                        (1, Wire::Bytes(text)) => {
+                            api_version = String::from_utf8_lossy(text).into_owned()
+                        }
                         (2, Wire::Bytes(text)) => kind = String::from_utf8_lossy(text).into_owned(),
                         _ => {}
                     }
@@ -129,7 +133,12 @@ pub fn decode(body: &[u8]) -> Result<Value, ApiError> {
         (_, "SelfSubjectReview") => &[],
         (_, "SelfSubjectAccessReview") => ACCESS_REVIEW,
         _ => {
-            return Err(ApiError::unsupported_media_type(CONTENT_TYPE, &format!("application/json, application/yaml ({api_version} {kind} is not understood as protobuf here)")));
+            return Err(ApiError::unsupported_media_type(
+                CONTENT_TYPE,
+                &format!(
+                    "application/json, application/yaml ({api_version} {kind} is not understood as protobuf here)"
+                ),
+            ));
         }
     };
     let mut value = message(raw, known).ok_or_else(broken)?;
@@ -202,7 +211,11 @@ fn message(bytes: &[u8], known: Fields) -> Option<Value> {
                         _ => {}
                     }
                 }
-                object.entry(*name).or_insert_with(|| json!({})).as_object_mut()?.insert(key, value);
+                object
+                    .entry(*name)
+                    .or_insert_with(|| json!({}))
+                    .as_object_mut()?
+                    .insert(key, value);
             }
             field => {
                 let value = single(&wire, field)?;

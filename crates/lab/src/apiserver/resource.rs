@@ -99,20 +99,20 @@ impl Resource {
             | "tokenreviews.authentication.k8s.io"
             | "bindings" => &["create"],
             "namespaces" => &["create", "delete", "get", "list", "patch", "update", "watch"],
-            _ => &[
-                "create", "delete", "deletecollection", "get", "list", "patch", "update", "watch",
-            ],
+            _ => {
+                &["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"]
+            }
         }
     }
 }
 
 /// `v1` for the core group, else `group/version`.
-pub fn api_version(group: &str, version: &str) -> String {
+pub(super) fn api_version(group: &str, version: &str) -> String {
     if group.is_empty() { version.to_owned() } else { format!("{group}/{version}") }
 }
 
 /// The store's name of a resource.
-pub fn resource_id(group: &str, plural: &str) -> ResourceId {
+pub(super) fn resource_id(group: &str, plural: &str) -> ResourceId {
     if group.is_empty() { plural.into() } else { format!("{plural}.{group}").into() }
 }
 
@@ -153,9 +153,10 @@ impl Catalog {
 
     /// Any version of the resource that is stored under `id`: the first that is served.
     pub fn by_id(&self, id: &str) -> Option<&Arc<Resource>> {
-        self.by_path.values().find(|r| *r.id == *id && r.api_version() == *r.storage_api_version).or_else(
-            || self.by_path.values().find(|r| *r.id == *id),
-        )
+        self.by_path
+            .values()
+            .find(|r| *r.id == *id && r.api_version() == *r.storage_api_version)
+            .or_else(|| self.by_path.values().find(|r| *r.id == *id))
     }
 
     pub fn all(&self) -> impl Iterator<Item = &Arc<Resource>> {
@@ -197,7 +198,7 @@ impl Catalog {
 }
 
 /// Sorts as Kubernetes does: v2, v1, v1beta1, v1alpha1, then the rest by name.
-pub fn version_priority(version: &str) -> (u8, i64, i64, String) {
+pub(super) fn version_priority(version: &str) -> (u8, i64, i64, String) {
     let parsed = version.strip_prefix('v').and_then(|rest| {
         let end = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());
         let major: i64 = rest[..end].parse().ok()?;
@@ -428,7 +429,7 @@ const BUILT_IN: &[BuiltIn] = &[
 ];
 
 /// `/api/v1` and `/apis/group/version`: the resources of one version.
-pub fn resource_list(catalog: &Catalog, group: &str, version: &str) -> Option<Value> {
+pub(super) fn resource_list(catalog: &Catalog, group: &str, version: &str) -> Option<Value> {
     let resources = catalog.in_version(group, version);
     if resources.is_empty() {
         return None;
@@ -462,7 +463,7 @@ pub fn resource_list(catalog: &Catalog, group: &str, version: &str) -> Option<Va
 }
 
 /// `/apis`: the groups.
-pub fn group_list(catalog: &Catalog) -> Value {
+pub(super) fn group_list(catalog: &Catalog) -> Value {
     let groups: Vec<Value> = catalog
         .groups()
         .iter()
@@ -473,7 +474,7 @@ pub fn group_list(catalog: &Catalog) -> Value {
 }
 
 /// `/apis/group`.
-pub fn group(catalog: &Catalog, name: &str) -> Option<Value> {
+pub(super) fn group(catalog: &Catalog, name: &str) -> Option<Value> {
     let groups = catalog.groups();
     let (group, versions) = groups.iter().find(|(group, _)| **group == *name)?;
     let mut value = api_group(group, versions);
@@ -489,7 +490,7 @@ fn api_group(group: &str, versions: &[Box<str>]) -> Value {
 }
 
 /// Aggregated discovery, for `/api` (the core group) and `/apis` (all others).
-pub fn aggregated(catalog: &Catalog, core: bool) -> Value {
+pub(super) fn aggregated(catalog: &Catalog, core: bool) -> Value {
     let mut items = Vec::new();
     for (group, versions) in catalog.groups() {
         if group.is_empty() != core {
@@ -503,7 +504,11 @@ pub fn aggregated(catalog: &Catalog, core: bool) -> Value {
                 json!({ "version": version, "freshness": "Current", "resources": resources })
             })
             .collect();
-        let metadata = if core { json!({ "creationTimestamp": null }) } else { json!({ "name": group, "creationTimestamp": null }) };
+        let metadata = if core {
+            json!({ "creationTimestamp": null })
+        } else {
+            json!({ "name": group, "creationTimestamp": null })
+        };
         items.push(json!({ "metadata": metadata, "versions": versions }));
     }
     json!({ "kind": "APIGroupDiscoveryList", "apiVersion": "apidiscovery.k8s.io/v2", "metadata": {}, "items": items })

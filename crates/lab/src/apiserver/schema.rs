@@ -14,9 +14,9 @@ use serde_json::{Map, Value, json};
 use super::status::{Fault, FieldError};
 
 /// The schemas of Kubernetes' own types, as OpenAPI v3 component schemas.
-pub const CORE_SCHEMA: &str = include_str!("core-schema.json");
+pub(super) const CORE_SCHEMA: &str = include_str!("core-schema.json");
 /// The metadata of every object.
-pub const OBJECT_META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta";
+pub(super) const OBJECT_META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta";
 
 /// What is known about a value.
 #[derive(Debug, Default)]
@@ -101,7 +101,7 @@ impl Node {
 }
 
 /// The schema of one of Kubernetes' own types, by its full name.
-pub fn core(name: &str) -> &'static Schema {
+pub(super) fn core(name: &str) -> &'static Schema {
     static CORE: OnceLock<BTreeMap<Box<str>, Schema>> = OnceLock::new();
     static ANYTHING: Schema = Schema::anything();
     let all = CORE.get_or_init(|| {
@@ -205,9 +205,7 @@ impl Schema {
     }
 
     fn add_object_fields(&mut self) {
-        let text = || {
-            Node::Inline(Arc::new(Self { kind: Some(Kind::String), ..Self::default() }))
-        };
+        let text = || Node::Inline(Arc::new(Self { kind: Some(Kind::String), ..Self::default() }));
         self.properties.insert("apiVersion".into(), text());
         self.properties.insert("kind".into(), text());
         self.properties.insert("metadata".into(), Node::Core(OBJECT_META.into()));
@@ -299,7 +297,10 @@ impl Schema {
         match value {
             Value::Object(map) => {
                 map.retain(|name, inner| {
-                    !inner.is_null() || self.child(name).is_some_and(|child| child.kind.is_none() && !child.int_or_string)
+                    !inner.is_null()
+                        || self
+                            .child(name)
+                            .is_some_and(|child| child.kind.is_none() && !child.int_or_string)
                 });
                 for (name, inner) in map {
                     if let Some(child) = self.child(name) {
@@ -409,9 +410,9 @@ impl Schema {
         let identity = |item: &Value| match &self.list {
             ListType::Atomic => None,
             ListType::Set => Some(item.clone()),
-            ListType::Map(keys) => Some(
-                keys.iter().map(|key| (String::from(&**key), item[&**key].clone())).collect(),
-            ),
+            ListType::Map(keys) => {
+                Some(keys.iter().map(|key| (String::from(&**key), item[&**key].clone())).collect())
+            }
         };
         let mut seen = std::collections::HashSet::new();
         for (index, item) in items.iter().enumerate() {
@@ -463,9 +464,23 @@ impl Kind {
 impl Checks {
     fn parse(json: &Value) -> Result<Option<Self>, String> {
         const NAMES: &[&str] = &[
-            "enum", "pattern", "format", "minimum", "maximum", "multipleOf", "minLength", "maxLength",
-            "minItems", "maxItems", "uniqueItems", "minProperties", "maxProperties", "allOf", "anyOf",
-            "oneOf", "not",
+            "enum",
+            "pattern",
+            "format",
+            "minimum",
+            "maximum",
+            "multipleOf",
+            "minLength",
+            "maxLength",
+            "minItems",
+            "maxItems",
+            "uniqueItems",
+            "minProperties",
+            "maxProperties",
+            "allOf",
+            "anyOf",
+            "oneOf",
+            "not",
         ];
         if !NAMES.iter().any(|name| json.get(name).is_some()) {
             return Ok(None);
@@ -514,7 +529,11 @@ impl Checks {
 
     fn validate(&self, value: &Value, path: &mut String, errors: &mut Vec<FieldError>) {
         let mut wrong = |detail: String| {
-            errors.push(FieldError::invalid(path.clone(), value.clone(), format!("{path} in body {detail}")));
+            errors.push(FieldError::invalid(
+                path.clone(),
+                value.clone(),
+                format!("{path} in body {detail}"),
+            ));
         };
         match value {
             Value::Number(number) => {
@@ -537,10 +556,16 @@ impl Checks {
             Value::Object(map) => {
                 let len = map.len() as u64;
                 if self.properties_min.is_some_and(|min| len < min) {
-                    wrong(format!("should have at least {} properties", self.properties_min.unwrap_or(0)));
+                    wrong(format!(
+                        "should have at least {} properties",
+                        self.properties_min.unwrap_or(0)
+                    ));
                 }
                 if self.properties_max.is_some_and(|max| len > max) {
-                    wrong(format!("should have at most {} properties", self.properties_max.unwrap_or(0)));
+                    wrong(format!(
+                        "should have at most {} properties",
+                        self.properties_max.unwrap_or(0)
+                    ));
                 }
             }
             _ => {}
@@ -669,7 +694,7 @@ fn strings(value: &Value) -> Vec<Box<str>> {
 }
 
 /// The type of a value in the words of schemas.
-pub fn type_name(value: &Value) -> &'static str {
+pub(super) fn type_name(value: &Value) -> &'static str {
     match value {
         Value::Null => "null",
         Value::Bool(_) => "boolean",
@@ -682,7 +707,7 @@ pub fn type_name(value: &Value) -> &'static str {
 }
 
 /// The map of an object that may be absent; made if it is not there.
-pub fn object_at<'a>(value: &'a mut Value, name: &str) -> &'a mut Map<String, Value> {
+pub(super) fn object_at<'a>(value: &'a mut Value, name: &str) -> &'a mut Map<String, Value> {
     if !value[name].is_object() {
         value[name] = json!({});
     }
@@ -747,19 +772,26 @@ mod tests {
         check(json!({ "size": 2, "port": true }), &["spec.port"]);
         check(json!({ "size": 2, "labels": { "a": 1 } }), &["spec.labels.a"]);
         check(json!({ "size": 2, "items": [{ "id": 1 }, { "id": 1 }] }), &["spec.items[1]"]);
-        check(json!({ "size": 2, "items": [{}, { "id": 1 }, { "id": 2 }] }), &["spec.items[0].id", "spec.items"]);
+        check(
+            json!({ "size": 2, "items": [{}, { "id": 1 }, { "id": 2 }] }),
+            &["spec.items[0].id", "spec.items"],
+        );
         assert_eq!(schema().validate(&json!({})).len(), 1);
     }
 
     #[test]
     fn words_of_errors() {
-        let errors = schema().validate(&json!({ "spec": { "size": 30, "color": "blue", "name": 1 } }));
+        let errors =
+            schema().validate(&json!({ "spec": { "size": 30, "color": "blue", "name": 1 } }));
         let words: Vec<String> = errors.iter().map(ToString::to_string).collect();
-        assert_eq!(words, [
-            r#"spec.color: Unsupported value: "blue": supported values: "red", "green""#,
-            r#"spec.name: Invalid value: "integer": spec.name in body must be of type string: "integer""#,
-            "spec.size: Invalid value: 30: spec.size in body should be less than or equal to 10",
-        ]);
+        assert_eq!(
+            words,
+            [
+                r#"spec.color: Unsupported value: "blue": supported values: "red", "green""#,
+                r#"spec.name: Invalid value: "integer": spec.name in body must be of type string: "integer""#,
+                "spec.size: Invalid value: 30: spec.size in body should be less than or equal to 10",
+            ]
+        );
     }
 
     #[test]
@@ -773,24 +805,33 @@ mod tests {
         });
         let mut unknown = schema().prune(&mut value);
         unknown.sort();
-        assert_eq!(unknown, [
-            "extra",
-            "metadata.bogus",
-            "spec.items[0].other",
-            "spec.template.metadata.odd",
-            "spec.template.spec",
-            "spec.wrong",
-        ]);
+        assert_eq!(
+            unknown,
+            [
+                "extra",
+                "metadata.bogus",
+                "spec.items[0].other",
+                "spec.template.metadata.odd",
+                "spec.template.spec",
+                "spec.wrong",
+            ]
+        );
         assert_eq!(value["spec"]["free"], json!({ "any": { "thing": 1 } }));
         assert_eq!(value["spec"]["items"], json!([{ "id": 1 }]));
-        assert_eq!(value["spec"]["template"], json!({ "apiVersion": "v1", "kind": "Pod", "metadata": { "name": "p" } }));
+        assert_eq!(
+            value["spec"]["template"],
+            json!({ "apiVersion": "v1", "kind": "Pod", "metadata": { "name": "p" } })
+        );
     }
 
     #[test]
     fn defaults_reach_into_defaults() {
         let mut value = json!({ "spec": { "size": 2, "color": null } });
         schema().fill_defaults(&mut value);
-        assert_eq!(value, json!({ "spec": { "size": 2, "color": "red", "nested": { "deep": 7 } } }));
+        assert_eq!(
+            value,
+            json!({ "spec": { "size": 2, "color": "red", "nested": { "deep": 7 } } })
+        );
     }
 
     #[test]

@@ -36,9 +36,8 @@ struct FieldTerm {
 impl Selector {
     /// Reads both selectors. Only `indexed` fields, name and namespace may be selected by.
     pub fn parse(labels: &str, fields: &str, indexed: &[&str]) -> Result<Self, ApiError> {
-        let labels = parse_labels(labels).map_err(|why| {
-            ApiError::bad_request(format!("unable to parse requirement: {why}"))
-        })?;
+        let labels = parse_labels(labels)
+            .map_err(|why| ApiError::bad_request(format!("unable to parse requirement: {why}")))?;
         let fields = parse_fields(fields)?;
         for term in &fields {
             let path = term.path.as_str();
@@ -146,13 +145,18 @@ fn parse_label_term(part: &str) -> Result<LabelTerm, String> {
         let name = key.rsplit('/').next().unwrap_or_default();
         let fits = !name.is_empty()
             && key.chars().all(|c| c.is_ascii_alphanumeric() || "-_./".contains(c));
-        if fits { Ok(LabelTerm { key: key.into(), test }) } else { Err(format!("invalid label key \"{key}\"")) }
+        if fits {
+            Ok(LabelTerm { key: key.into(), test })
+        } else {
+            Err(format!("invalid label key \"{key}\""))
+        }
     };
     if let Some(key) = part.strip_prefix('!') {
         return term(key, LabelTest::Absent);
     }
     if let Some((head, list)) = part.split_once('(') {
-        let list = list.strip_suffix(')').ok_or_else(|| format!("found '{part}', expected: ')'"))?;
+        let list =
+            list.strip_suffix(')').ok_or_else(|| format!("found '{part}', expected: ')'"))?;
         let values = list.split(',').map(|value| value.trim().to_owned()).collect();
         return match head.trim().rsplit_once(char::is_whitespace) {
             Some((key, "in")) => term(key, LabelTest::In(values)),
@@ -161,7 +165,9 @@ fn parse_label_term(part: &str) -> Result<LabelTerm, String> {
         };
     }
     let number = |value: &str| {
-        value.trim().parse().map_err(|_| format!("for 'Gt', 'Lt' operators, the value must be an integer: '{value}'"))
+        value.trim().parse().map_err(|_| {
+            format!("for 'Gt', 'Lt' operators, the value must be an integer: '{value}'")
+        })
     };
     for (operator, equal) in [("!=", false), ("==", true), ("=", true)] {
         if let Some((key, value)) = part.split_once(operator) {

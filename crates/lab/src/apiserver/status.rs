@@ -79,8 +79,7 @@ impl ApiError {
                 format!("Apply failed with 1 conflict: conflict with {manager}: {field}")
             }
             _ => {
-                let mut message =
-                    format!("Apply failed with {} {plural}:", conflicts.len());
+                let mut message = format!("Apply failed with {} {plural}:", conflicts.len());
                 for manager in managers {
                     message += &format!(" conflicts with {manager}:");
                     for (_, field) in conflicts.iter().filter(|(of, _)| of == manager) {

@@ -24,9 +24,9 @@ const HISTORY_BYTES_MAX: usize = 16 << 20;
 const SNAPSHOTS_LEN_MAX: usize = 64;
 
 /// Name of a store: the plural, with its group unless that is the core group.
-pub type ResourceId = Arc<str>;
+pub(super) type ResourceId = Arc<str>;
 /// The objects of one resource at one moment.
-pub type Objects = imbl::OrdMap<Key, Arc<Object>>;
+pub(super) type Objects = imbl::OrdMap<Key, Arc<Object>>;
 
 /// What happened to an object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

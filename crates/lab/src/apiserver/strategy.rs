@@ -14,7 +14,7 @@ const GRACE_PERIOD_DEFAULT: i64 = 30;
 
 /// Checks that the body is an object of this resource that can be read at all, and drops
 /// what is unknown. Gives warnings.
-pub fn decode(
+pub(super) fn decode(
     resource: &Resource,
     value: &mut Value,
     validation: FieldValidation,
@@ -29,7 +29,9 @@ pub fn decode(
             got if got == expected => {}
             got => {
                 let words = if field == "kind" { "kind" } else { "API version" };
-                let message = format!("the {words} in the data ({got}) does not match the expected {words} ({expected})");
+                let message = format!(
+                    "the {words} in the data ({got}) does not match the expected {words} ({expected})"
+                );
                 return Err(ApiError::bad_request(message));
             }
         }
@@ -37,7 +39,9 @@ pub fn decode(
     object_at(value, "metadata");
     let unreadable = |why: String| {
         let version = &resource.version;
-        ApiError::bad_request(format!("{kind} in version \"{version}\" cannot be handled as a {kind}: {why}"))
+        ApiError::bad_request(format!(
+            "{kind} in version \"{version}\" cannot be handled as a {kind}: {why}"
+        ))
     };
     let schema = resource.schema();
     if resource.is_custom() {
@@ -53,7 +57,8 @@ pub fn decode(
         }
     }
     let unknown = schema.prune(value);
-    let fields: Vec<String> = unknown.iter().map(|path| format!("unknown field \"{path}\"")).collect();
+    let fields: Vec<String> =
+        unknown.iter().map(|path| format!("unknown field \"{path}\"")).collect();
     match validation {
         FieldValidation::Strict if !fields.is_empty() => {
             Err(unreadable(format!("strict decoding error: {}", fields.join(", "))))
@@ -64,9 +69,15 @@ pub fn decode(
 }
 
 /// What every new object gets.
-pub fn stamp_new(value: &mut Value) {
+pub(super) fn stamp_new(value: &mut Value) {
     let meta = object_at(value, "metadata");
-    for name in ["deletionTimestamp", "deletionGracePeriodSeconds", "resourceVersion", "selfLink", "generation"] {
+    for name in [
+        "deletionTimestamp",
+        "deletionGracePeriodSeconds",
+        "resourceVersion",
+        "selfLink",
+        "generation",
+    ] {
         meta.remove(name);
     }
     meta.insert("uid".into(), json!(object::new_uid()));
@@ -74,7 +85,7 @@ pub fn stamp_new(value: &mut Value) {
 }
 
 /// Defaults of a new object, and what clients may not set.
-pub fn prepare_create(resource: &Resource, value: &mut Value) {
+pub(super) fn prepare_create(resource: &Resource, value: &mut Value) {
     if has_generation(resource) {
         value["metadata"]["generation"] = json!(1);
     }
@@ -87,7 +98,8 @@ pub fn prepare_create(resource: &Resource, value: &mut Value) {
             value["status"] = json!({ "phase": "Active" });
         }
         "pods" => {
-            value["status"] = json!({ "phase": "Pending", "qosClass": pod::qos_class(&value["spec"]) });
+            value["status"] =
+                json!({ "phase": "Pending", "qosClass": pod::qos_class(&value["spec"]) });
         }
         // Kubelets register their node with its status.
         "nodes" => {}
@@ -145,7 +157,7 @@ fn default_service(value: &mut Value) {
 }
 
 /// What is wrong with a new object.
-pub fn validate(resource: &Resource, value: &Value) -> Vec<FieldError> {
+pub(super) fn validate(resource: &Resource, value: &Value) -> Vec<FieldError> {
     let mut errors = Vec::new();
     let name = value["metadata"]["name"].as_str().unwrap_or_default();
     match &*resource.id {
@@ -207,7 +219,7 @@ fn validate_service(value: &Value, errors: &mut Vec<FieldError>) {
 }
 
 /// Makes `new` a successor of `old`: what the request may not touch comes from `old`.
-pub fn prepare_update(target: &Target, new: &mut Value, old: &Value) {
+pub(super) fn prepare_update(target: &Target, new: &mut Value, old: &Value) {
     let resource = &target.resource;
     keep_metadata(new, old);
     match target.subresource.as_str() {
@@ -262,8 +274,21 @@ fn keep_assigned(new: &mut Value, old: &Value) {
 /// Metadata that only the server sets.
 fn keep_metadata(new: &mut Value, old: &Value) {
     let (new, old) = (&mut new["metadata"], &old["metadata"]);
-    keep(new, old, &["name", "namespace", "uid", "creationTimestamp", "deletionTimestamp",
-        "deletionGracePeriodSeconds", "generation", "generateName", "selfLink"]);
+    keep(
+        new,
+        old,
+        &[
+            "name",
+            "namespace",
+            "uid",
+            "creationTimestamp",
+            "deletionTimestamp",
+            "deletionGracePeriodSeconds",
+            "generation",
+            "generateName",
+            "selfLink",
+        ],
+    );
     if new.get("managedFields").is_none() {
         keep(new, old, &["managedFields"]);
     }
@@ -284,7 +309,7 @@ fn keep(new: &mut Value, old: &Value, fields: &[&str]) {
 }
 
 /// What is wrong with a change.
-pub fn validate_update(target: &Target, new: &Value, old: &Value) -> Vec<FieldError> {
+pub(super) fn validate_update(target: &Target, new: &Value, old: &Value) -> Vec<FieldError> {
     let resource = &target.resource;
     let mut errors = Vec::new();
     validate_content(resource, new, &mut errors);
@@ -299,7 +324,10 @@ pub fn validate_update(target: &Target, new: &Value, old: &Value) -> Vec<FieldEr
             .filter_map(Value::as_str)
             .collect();
         if !added.is_empty() {
-            let detail = format!("no new finalizers can be added if the object is being deleted, found new finalizers []string{{{:?}}}", added.join(", "));
+            let detail = format!(
+                "no new finalizers can be added if the object is being deleted, found new finalizers []string{{{:?}}}",
+                added.join(", ")
+            );
             errors.push(FieldError::forbidden("metadata.finalizers", detail));
         }
     }
@@ -308,7 +336,9 @@ pub fn validate_update(target: &Target, new: &Value, old: &Value) -> Vec<FieldEr
         "configmaps" | "secrets" => validate_immutable_data(new, old, &mut errors),
         "nodes" => {
             let before = &old["spec"]["podCIDRs"];
-            if before.as_array().is_some_and(|list| !list.is_empty()) && new["spec"]["podCIDRs"] != *before {
+            if before.as_array().is_some_and(|list| !list.is_empty())
+                && new["spec"]["podCIDRs"] != *before
+            {
                 let detail = "node updates may not change podCIDR except from \"\" to valid";
                 errors.push(FieldError::forbidden("spec.podCIDRs", detail));
             }
@@ -345,7 +375,7 @@ fn has_generation(resource: &Resource) -> bool {
 }
 
 /// Counts changes of what is wanted.
-pub fn raise_generation(resource: &Resource, new: &mut Value, old: &Value) {
+pub(super) fn raise_generation(resource: &Resource, new: &mut Value, old: &Value) {
     if !has_generation(resource) {
         return;
     }
@@ -363,7 +393,7 @@ pub fn raise_generation(resource: &Resource, new: &mut Value, old: &Value) {
 }
 
 /// A deleted object that nothing holds any more.
-pub fn is_finished(resource: &Resource, value: &Value) -> bool {
+pub(super) fn is_finished(resource: &Resource, value: &Value) -> bool {
     let meta = &value["metadata"];
     let empty = |list: &Value| list.as_array().is_none_or(Vec::is_empty);
     meta["deletionTimestamp"].is_string()
@@ -377,7 +407,7 @@ pub fn is_finished(resource: &Resource, value: &Value) -> bool {
 
 /// How a deletion goes on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Deletion {
+pub(super) enum Deletion {
     /// The object goes at once.
     Now,
     /// The object stays, marked, until somebody is done with it.
@@ -385,7 +415,7 @@ pub enum Deletion {
 }
 
 /// Marks `value` as being deleted. `None`: it is already, and this request changes nothing.
-pub fn begin_deletion(
+pub(super) fn begin_deletion(
     resource: &Resource,
     value: &mut Value,
     options: &DeleteOptions,
@@ -429,7 +459,8 @@ pub fn begin_deletion(
 
 /// Seconds that the pod's node has to end it; none when there is nothing to end.
 fn grace_period(pod: &Value, options: &DeleteOptions) -> i64 {
-    let over = ["Succeeded", "Failed"].contains(&pod["status"]["phase"].as_str().unwrap_or_default());
+    let over =
+        ["Succeeded", "Failed"].contains(&pod["status"]["phase"].as_str().unwrap_or_default());
     let assigned = !pod["spec"]["nodeName"].as_str().unwrap_or_default().is_empty();
     if over || !assigned {
         return 0;
@@ -439,9 +470,16 @@ fn grace_period(pod: &Value, options: &DeleteOptions) -> i64 {
 }
 
 /// Sets one of the conditions of a status, with the time if it changes.
-pub fn set_condition(status: &mut Value, kind: &str, value: &str, reason: &str, message: &str) {
+pub(super) fn set_condition(
+    status: &mut Value,
+    kind: &str,
+    value: &str,
+    reason: &str,
+    message: &str,
+) {
     let conditions = object_at_list(status, "conditions");
-    let mut condition = json!({ "type": kind, "status": value, "lastTransitionTime": object::now() });
+    let mut condition =
+        json!({ "type": kind, "status": value, "lastTransitionTime": object::now() });
     for (name, text) in [("reason", reason), ("message", message)] {
         if !text.is_empty() {
             condition[name] = json!(text);
@@ -482,7 +520,8 @@ mod tests {
     fn create_pod(api: &Api, node: &str) -> Target {
         let target = api.target("pods", "n", "").unwrap();
         let pod = json!({ "metadata": { "generateName": "p-" }, "spec": { "nodeName": node, "containers": [{ "name": "c", "image": "i" }] } });
-        let name = api.create(&target, pod, &WriteOptions::by("test")).unwrap().object.key.name.clone();
+        let name =
+            api.create(&target, pod, &WriteOptions::by("test")).unwrap().object.key.name.clone();
         api.target("pods", "n", &name).unwrap()
     }
 
@@ -496,7 +535,9 @@ mod tests {
         let api = cluster();
         let pod = create_pod(&api, "node-1");
         delete(&api, &pod, None);
-        let grace = |api: &Api| api.get(&pod).map(|pod| pod.value()["metadata"]["deletionGracePeriodSeconds"].clone());
+        let grace = |api: &Api| {
+            api.get(&pod).map(|pod| pod.value()["metadata"]["deletionGracePeriodSeconds"].clone())
+        };
         assert_eq!(grace(&api).unwrap(), 30);
         // Asked again it ends no later, only sooner.
         delete(&api, &pod, Some(60));
@@ -520,7 +561,8 @@ mod tests {
         api.patch(&pod, &finalizers(json!(["x.io/hold"])), &options).unwrap();
         delete(&api, &pod, Some(0));
         assert!(api.get(&pod).unwrap().is_being_deleted);
-        let error = api.patch(&pod, &finalizers(json!(["x.io/hold", "x.io/more"])), &options).unwrap_err();
+        let error =
+            api.patch(&pod, &finalizers(json!(["x.io/hold", "x.io/more"])), &options).unwrap_err();
         assert!(error.to_string().contains("no new finalizers can be added"), "{error}");
         api.patch(&pod, &finalizers(json!([])), &options).unwrap();
         assert!(api.get(&pod).unwrap_err().is_not_found());
@@ -531,16 +573,31 @@ mod tests {
         let api = cluster();
         let pod = create_pod(&api, "node-1");
         let options = WriteOptions::by("test");
-        let both = Patch::Merge(json!({ "status": { "phase": "Running" }, "spec": { "activeDeadlineSeconds": 9 } }));
+        let both = Patch::Merge(
+            json!({ "status": { "phase": "Running" }, "spec": { "activeDeadlineSeconds": 9 } }),
+        );
         let plain = api.patch(&pod, &both, &options).unwrap().object.value();
-        assert_eq!((&plain["status"]["phase"], &plain["spec"]["activeDeadlineSeconds"]), (&json!("Pending"), &json!(9)));
+        assert_eq!(
+            (&plain["status"]["phase"], &plain["spec"]["activeDeadlineSeconds"]),
+            (&json!("Pending"), &json!(9))
+        );
         assert_eq!(plain["metadata"]["generation"], 2);
         let status = Target { subresource: "status".into(), ..pod.clone() };
-        let both = Patch::Merge(json!({ "status": { "phase": "Running" }, "spec": { "activeDeadlineSeconds": 8 } }));
+        let both = Patch::Merge(
+            json!({ "status": { "phase": "Running" }, "spec": { "activeDeadlineSeconds": 8 } }),
+        );
         let after = api.patch(&status, &both, &options).unwrap().object.value();
-        assert_eq!((&after["status"]["phase"], &after["spec"]["activeDeadlineSeconds"]), (&json!("Running"), &json!(9)));
+        assert_eq!(
+            (&after["status"]["phase"], &after["spec"]["activeDeadlineSeconds"]),
+            (&json!("Running"), &json!(9))
+        );
         assert_eq!(after["metadata"]["generation"], 2);
-        let managers: Vec<&str> = after["metadata"]["managedFields"].as_array().unwrap().iter().map(|one| one["subresource"].as_str().unwrap_or("")).collect();
+        let managers: Vec<&str> = after["metadata"]["managedFields"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|one| one["subresource"].as_str().unwrap_or(""))
+            .collect();
         assert_eq!(managers, ["", "status"]);
     }
 
@@ -550,8 +607,13 @@ mod tests {
         let pod = create_pod(&api, "");
         let options = WriteOptions::by("scheduler");
         api.bind(&pod, &json!({ "target": { "name": "node-1" } }), &options).unwrap();
-        let error = api.bind(&pod, &json!({ "target": { "name": "node-2" } }), &options).unwrap_err();
-        assert!(error.is_conflict() && error.to_string().contains("already assigned to node \"node-1\""), "{error}");
+        let error =
+            api.bind(&pod, &json!({ "target": { "name": "node-2" } }), &options).unwrap_err();
+        assert!(
+            error.is_conflict()
+                && error.to_string().contains("already assigned to node \"node-1\""),
+            "{error}"
+        );
         let value = api.get(&pod).unwrap().value();
         assert_eq!(value["status"]["conditions"][0]["type"], "PodScheduled");
     }

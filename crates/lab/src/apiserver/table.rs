@@ -65,14 +65,14 @@ impl Column {
 
 /// How much of the objects goes along with the rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Include {
+pub(super) enum Include {
     None,
     Metadata,
     Object,
 }
 
 /// A `Table` of `objects`. `headers`: with the description of the columns.
-pub fn table(
+pub(super) fn table(
     resource: &Resource,
     objects: &[Value],
     metadata: Value,
@@ -124,15 +124,36 @@ fn row(resource: &Resource, object: &Value, include: Include) -> Value {
 }
 
 /// The metadata alone.
-pub fn partial(object: &Value) -> Value {
+pub(super) fn partial(object: &Value) -> Value {
     json!({ "kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": object["metadata"] })
 }
 
 /// A star marks what only `-o wide` shows.
 fn built_in_columns(id: &str) -> &'static [&'static str] {
     match id {
-        "pods" => &["Name", "Ready", "Status", "Restarts", "Age", "*IP", "*Node", "*Nominated Node", "*Readiness Gates"],
-        "nodes" => &["Name", "Status", "Roles", "Age", "Version", "*Internal-IP", "*External-IP", "*OS-Image", "*Kernel-Version", "*Container-Runtime"],
+        "pods" => &[
+            "Name",
+            "Ready",
+            "Status",
+            "Restarts",
+            "Age",
+            "*IP",
+            "*Node",
+            "*Nominated Node",
+            "*Readiness Gates",
+        ],
+        "nodes" => &[
+            "Name",
+            "Status",
+            "Roles",
+            "Age",
+            "Version",
+            "*Internal-IP",
+            "*External-IP",
+            "*OS-Image",
+            "*Kernel-Version",
+            "*Container-Runtime",
+        ],
         "namespaces" => &["Name", "Status", "Age"],
         "configmaps" => &["Name", "Data", "Age"],
         "secrets" => &["Name", "Type", "Data", "Age"],
@@ -140,7 +161,18 @@ fn built_in_columns(id: &str) -> &'static [&'static str] {
         "services" => &["Name", "Type", "Cluster-IP", "External-IP", "Port(s)", "Age", "*Selector"],
         "endpoints" => &["Name", "Endpoints", "Age"],
         "endpointslices.discovery.k8s.io" => &["Name", "AddressType", "Ports", "Endpoints", "Age"],
-        "events" => &["Last Seen", "Type", "Reason", "Object", "*Subobject", "*Source", "Message", "*First Seen", "*Count", "*Name"],
+        "events" => &[
+            "Last Seen",
+            "Type",
+            "Reason",
+            "Object",
+            "*Subobject",
+            "*Source",
+            "Message",
+            "*First Seen",
+            "*Count",
+            "*Name",
+        ],
         "leases.coordination.k8s.io" => &["Name", "Holder", "Age"],
         "customresourcedefinitions.apiextensions.k8s.io" => &["Name", "Created At"],
         _ => &["Name", "Age"],
@@ -190,7 +222,8 @@ fn pod_cells(pod: &Value) -> Vec<Value> {
         Some(at) if restarts > 0 => format!("{restarts} ({} ago)", age(&json!(at))),
         _ => restarts.to_string(),
     };
-    let or_none = |value: &Value| json!(value.as_str().filter(|t| !t.is_empty()).unwrap_or("<none>"));
+    let or_none =
+        |value: &Value| json!(value.as_str().filter(|t| !t.is_empty()).unwrap_or("<none>"));
     let gates = list(&spec["readinessGates"]);
     let gates_ready = gates
         .iter()
@@ -220,22 +253,21 @@ fn pod_cells(pod: &Value) -> Vec<Value> {
 /// The one word that says most about how a pod is.
 fn pod_status(pod: &Value, statuses: &[Value]) -> String {
     let status = &pod["status"];
-    let mut text = status["reason"]
-        .as_str()
-        .or(status["phase"].as_str())
-        .unwrap_or("Unknown")
-        .to_owned();
+    let mut text =
+        status["reason"].as_str().or(status["phase"].as_str()).unwrap_or("Unknown").to_owned();
     let mut initialising = false;
     let init = status["initContainerStatuses"].as_array().map(Vec::as_slice).unwrap_or_default();
     for (index, container) in init.iter().enumerate() {
-        let (terminated, waiting) = (&container["state"]["terminated"], &container["state"]["waiting"]);
+        let (terminated, waiting) =
+            (&container["state"]["terminated"], &container["state"]["waiting"]);
         if terminated["exitCode"] == 0 {
             continue;
         }
         initialising = true;
         text = if terminated.is_object() {
             format!("Init:{}", end_text(terminated))
-        } else if let Some(reason) = waiting["reason"].as_str().filter(|r| *r != "PodInitializing") {
+        } else if let Some(reason) = waiting["reason"].as_str().filter(|r| *r != "PodInitializing")
+        {
             format!("Init:{reason}")
         } else {
             format!("Init:{index}/{}", init.len())
@@ -259,7 +291,11 @@ fn pod_status(pod: &Value, statuses: &[Value]) -> String {
         }
     }
     if pod["metadata"]["deletionTimestamp"].is_string() {
-        return if status["reason"] == "NodeLost" { "Unknown".into() } else { "Terminating".into() };
+        return if status["reason"] == "NodeLost" {
+            "Unknown".into()
+        } else {
+            "Terminating".into()
+        };
     }
     text
 }
@@ -274,7 +310,8 @@ fn end_text(terminated: &Value) -> String {
 
 fn node_cells(node: &Value) -> Vec<Value> {
     let (status, info) = (&node["status"], &node["status"]["nodeInfo"]);
-    let ready = status["conditions"].as_array().into_iter().flatten().find(|one| one["type"] == "Ready");
+    let ready =
+        status["conditions"].as_array().into_iter().flatten().find(|one| one["type"] == "Ready");
     let mut words = match ready.map(|condition| condition["status"] == "True") {
         Some(true) => "Ready".to_owned(),
         Some(false) => "NotReady".to_owned(),
@@ -296,7 +333,8 @@ fn node_cells(node: &Value) -> Vec<Value> {
         let found = addresses.clone().find(|one| one["type"] == kind);
         json!(found.and_then(|one| one["address"].as_str()).unwrap_or("<none>"))
     };
-    let or_unknown = |value: &Value| json!(value.as_str().filter(|t| !t.is_empty()).unwrap_or("<unknown>"));
+    let or_unknown =
+        |value: &Value| json!(value.as_str().filter(|t| !t.is_empty()).unwrap_or("<unknown>"));
     vec![
         node["metadata"]["name"].clone(),
         json!(words),
@@ -427,7 +465,8 @@ fn event_cells(event: &Value) -> Vec<Value> {
 
 /// Time since a timestamp, as short as people want it.
 fn age(timestamp: &Value) -> String {
-    let then = timestamp.as_str().and_then(|text| text.parse::<k8s_openapi::jiff::Timestamp>().ok());
+    let then =
+        timestamp.as_str().and_then(|text| text.parse::<k8s_openapi::jiff::Timestamp>().ok());
     match then {
         Some(then) => {
             duration_text(k8s_openapi::jiff::Timestamp::now().as_second() - then.as_second())
@@ -440,7 +479,11 @@ fn duration_text(seconds: i64) -> String {
     let seconds = if seconds < -1 { return "<invalid>".to_owned() } else { seconds.max(0) };
     let (minutes, hours, days) = (seconds / 60, seconds / 3_600, seconds / 86_400);
     let two = |large: i64, unit: &str, small: i64, small_unit: &str| {
-        if small == 0 { format!("{large}{unit}") } else { format!("{large}{unit}{small}{small_unit}") }
+        if small == 0 {
+            format!("{large}{unit}")
+        } else {
+            format!("{large}{unit}{small}{small_unit}")
+        }
     };
     match () {
         () if seconds < 120 => format!("{seconds}s"),
@@ -462,9 +505,18 @@ mod tests {
     #[test]
     fn ages_are_short() {
         for (seconds, expected) in [
-            (0, "0s"), (119, "119s"), (120, "2m"), (150, "2m30s"), (3_600, "60m"), (3 * 3_600, "3h"),
-            (3 * 3_600 + 61, "3h1m"), (47 * 3_600, "47h"), (3 * 86_400, "3d"), (400 * 86_400, "400d"),
-            (800 * 86_400, "2y70d"), (-5, "<invalid>"),
+            (0, "0s"),
+            (119, "119s"),
+            (120, "2m"),
+            (150, "2m30s"),
+            (3_600, "60m"),
+            (3 * 3_600, "3h"),
+            (3 * 3_600 + 61, "3h1m"),
+            (47 * 3_600, "47h"),
+            (3 * 86_400, "3d"),
+            (400 * 86_400, "400d"),
+            (800 * 86_400, "2y70d"),
+            (-5, "<invalid>"),
         ] {
             assert_eq!(duration_text(seconds), expected);
         }
@@ -476,12 +528,24 @@ mod tests {
             assert_eq!(pod_cells(&pod)[2], expected, "{pod}");
         };
         check(json!({ "status": { "phase": "Pending" } }), "Pending");
-        check(json!({ "status": { "phase": "Running", "containerStatuses": [
-            { "state": { "waiting": { "reason": "CrashLoopBackOff" } } }] } }), "CrashLoopBackOff");
-        check(json!({ "status": { "phase": "Running", "containerStatuses": [
-            { "state": { "terminated": { "exitCode": 3 } } }] } }), "ExitCode:3");
-        check(json!({ "status": { "phase": "Pending", "initContainerStatuses": [
-            { "state": { "terminated": { "exitCode": 0 } } }, { "state": { "running": {} } }] } }), "Init:1/2");
-        check(json!({ "metadata": { "deletionTimestamp": "x" }, "status": { "phase": "Running" } }), "Terminating");
+        check(
+            json!({ "status": { "phase": "Running", "containerStatuses": [
+            { "state": { "waiting": { "reason": "CrashLoopBackOff" } } }] } }),
+            "CrashLoopBackOff",
+        );
+        check(
+            json!({ "status": { "phase": "Running", "containerStatuses": [
+            { "state": { "terminated": { "exitCode": 3 } } }] } }),
+            "ExitCode:3",
+        );
+        check(
+            json!({ "status": { "phase": "Pending", "initContainerStatuses": [
+            { "state": { "terminated": { "exitCode": 0 } } }, { "state": { "running": {} } }] } }),
+            "Init:1/2",
+        );
+        check(
+            json!({ "metadata": { "deletionTimestamp": "x" }, "status": { "phase": "Running" } }),
+            "Terminating",
+        );
     }
 }

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 /// Certificates of one cluster. Kept with its state, so that a kubeconfig stays valid.
 #[derive(Clone, Serialize, Deserialize)]
-pub struct Credentials {
+pub(super) struct Credentials {
     pub ca_pem: String,
     ca_key_pem: String,
     pub admin_pem: String,
@@ -24,7 +24,7 @@ pub struct Credentials {
 }
 
 impl Credentials {
-    pub fn generate() -> anyhow::Result<Self> {
+    pub(super) fn generate() -> anyhow::Result<Self> {
         let ca_key = KeyPair::generate().context("making the authority's key")?;
         let params = ca_params();
         let ca = params.self_signed(&ca_key).context("making the authority's certificate")?;
@@ -34,8 +34,9 @@ impl Credentials {
         let mut params = CertificateParams::default();
         params.distinguished_name = name("kubernetes-admin", Some("system:masters"));
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
-        let admin =
-            params.signed_by(&admin_key, &issuer).context("making the administrator's certificate")?;
+        let admin = params
+            .signed_by(&admin_key, &issuer)
+            .context("making the administrator's certificate")?;
         let token = super::object::random::<24>();
         Ok(Self {
             ca_pem: ca.pem(),
@@ -47,7 +48,10 @@ impl Credentials {
     }
 
     /// TLS of a server under `server_names`, which asks for client certificates and does without.
-    pub fn server_config(&self, server_names: &[String]) -> anyhow::Result<rustls::ServerConfig> {
+    pub(super) fn server_config(
+        &self,
+        server_names: &[String],
+    ) -> anyhow::Result<rustls::ServerConfig> {
         let ca_key = KeyPair::from_pem(&self.ca_key_pem).context("reading the authority's key")?;
         let issuer = Issuer::new(ca_params(), ca_key);
         let key = KeyPair::generate().context("making the server's key")?;
@@ -55,7 +59,8 @@ impl Credentials {
             .context("names of the API server are no valid DNS names or addresses")?;
         params.distinguished_name = name("kube-apiserver", None);
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
-        let certificate = params.signed_by(&key, &issuer).context("making the server's certificate")?;
+        let certificate =
+            params.signed_by(&key, &issuer).context("making the server's certificate")?;
 
         let mut roots = rustls::RootCertStore::empty();
         let ca = CertificateDer::from_pem_slice(self.ca_pem.as_bytes())
@@ -79,7 +84,7 @@ impl Credentials {
     }
 
     /// A kubeconfig for the administrator, whose cluster and context are called `name`.
-    pub fn kubeconfig(&self, server_url: &str, name: &str) -> String {
+    pub(super) fn kubeconfig(&self, server_url: &str, name: &str) -> String {
         use base64::Engine as _;
         let base64 = |text: &str| base64::engine::general_purpose::STANDARD.encode(text);
         format!(

@@ -20,7 +20,7 @@ const BOOKMARK_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Where a watch begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Start {
+pub(super) enum Start {
     /// With all objects, as if they were just added.
     Now,
     /// After this version.
@@ -30,7 +30,7 @@ pub enum Start {
 }
 
 #[derive(Clone, Debug)]
-pub struct WatchOptions {
+pub(super) struct WatchOptions {
     pub selector: Selector,
     pub start: Start,
     pub bookmarks: bool,
@@ -40,7 +40,7 @@ pub struct WatchOptions {
 
 /// What a watch says. The type's name goes first, the object after it.
 #[derive(Clone, Debug)]
-pub enum Notice {
+pub(super) enum Notice {
     Object(Change, std::sync::Arc<Object>),
     /// Everything up to this version has been told; `true`: the initial list is complete.
     Bookmark(u64, bool),
@@ -49,7 +49,7 @@ pub enum Notice {
 }
 
 /// An open watch.
-pub struct Watch {
+pub(super) struct Watch {
     target: Target,
     options: WatchOptions,
     cursor: Cursor,
@@ -60,7 +60,7 @@ pub struct Watch {
 }
 
 impl Watch {
-    pub fn open(api: &Api, target: Target, options: WatchOptions) -> Self {
+    pub(super) fn open(api: &Api, target: Target, options: WatchOptions) -> Self {
         let id = target.resource.id.clone();
         let mut pending = VecDeque::new();
         let version = match options.start {
@@ -90,7 +90,7 @@ impl Watch {
     }
 
     /// The next things to tell; `None` when the watch is over.
-    pub async fn next(&mut self, api: &Api) -> Option<Vec<Notice>> {
+    pub(super) async fn next(&mut self, api: &Api) -> Option<Vec<Notice>> {
         loop {
             if self.over {
                 return None;
@@ -125,7 +125,8 @@ impl Watch {
         let version = self.cursor.version;
         let Some(events) = api.store.read(&mut self.cursor, BATCH_LEN_MAX) else {
             self.over = true;
-            let message = format!("too old resource version: {version} ({})", api.store.resource_version());
+            let message =
+                format!("too old resource version: {version} ({})", api.store.resource_version());
             return vec![Notice::Error(ApiError::expired(message))];
         };
         events.iter().filter_map(|event| self.judge(event)).collect()
@@ -154,7 +155,7 @@ fn in_namespace(target: &Target, namespace: &str) -> bool {
 }
 
 /// A line of a watch's response.
-pub fn line(change: Change, object: &Bytes, into: &mut Vec<u8>) {
+pub(super) fn line(change: Change, object: &Bytes, into: &mut Vec<u8>) {
     let kind: &[u8] = match change {
         Change::Added => b"ADDED",
         Change::Modified => b"MODIFIED",
@@ -166,13 +167,13 @@ pub fn line(change: Change, object: &Bytes, into: &mut Vec<u8>) {
 }
 
 /// The line of anything that is not an object's change.
-pub fn special_line(kind: &str, object: &Value, into: &mut Vec<u8>) {
+pub(super) fn special_line(kind: &str, object: &Value, into: &mut Vec<u8>) {
     into.extend_from_slice(json!({ "type": kind, "object": object }).to_string().as_bytes());
     into.push(b'\n');
 }
 
 /// The object of a bookmark.
-pub fn bookmark(api_version: &str, kind: &str, version: u64, initial_end: bool) -> Value {
+pub(super) fn bookmark(api_version: &str, kind: &str, version: u64, initial_end: bool) -> Value {
     let mut metadata = json!({ "resourceVersion": version.to_string(), "creationTimestamp": null });
     if initial_end {
         metadata["annotations"] = json!({ "k8s.io/initial-events-end": "true" });
@@ -191,7 +192,8 @@ mod tests {
         let api = Api::new(String::new());
         for name in ["a", "b"] {
             let target = api.target("namespaces", "", "").unwrap();
-            api.create(&target, json!({ "metadata": { "name": name } }), &WriteOptions::by("test")).unwrap();
+            api.create(&target, json!({ "metadata": { "name": name } }), &WriteOptions::by("test"))
+                .unwrap();
         }
         api
     }
@@ -211,7 +213,16 @@ mod tests {
     fn open(api: &Api, namespace: &str, labels: &str, start: Start) -> Watch {
         let target = api.target("secrets", namespace, "").unwrap();
         let selector = Selector::parse(labels, "", &[]).unwrap();
-        Watch::open(api, target, WatchOptions { selector, start, bookmarks: true, timeout: Some(Duration::from_millis(200)) })
+        Watch::open(
+            api,
+            target,
+            WatchOptions {
+                selector,
+                start,
+                bookmarks: true,
+                timeout: Some(Duration::from_millis(200)),
+            },
+        )
     }
 
     /// What the watch has to say now, such as `+name ~name -name`.
