@@ -300,6 +300,29 @@ async fn nothing_is_done_twice() {
 }
 
 #[tokio::test]
+async fn leftovers_go_as_soon_as_every_source_has_delivered() {
+    let mut fixture = Fixture::new(BTreeMap::from([(9, 9)]));
+    fixture.run(Step::Reconcile).await;
+    assert_eq!(fixture.entries(), BTreeMap::from([(9, 9)]));
+    fixture.run(Step::Initialize).await;
+    fixture.run(Step::Reconcile).await;
+    assert_eq!(fixture.entries(), BTreeMap::new());
+    fixture.progress.pruned().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_row_that_is_removed_need_not_wait_for_other_sources() {
+    let mut fixture = Fixture::new(BTreeMap::from([(9, 9)]));
+    fixture.run(Step::Upsert(1, 2)).await;
+    fixture.run(Step::Reconcile).await;
+    fixture.run(Step::Delete(1)).await;
+    // The next pass is a full one, which may not prune; this removal is no guess.
+    fixture.now += Pace::default().full_interval;
+    fixture.run(Step::Reconcile).await;
+    assert_eq!(fixture.entries(), BTreeMap::from([(9, 9)]));
+}
+
+#[tokio::test]
 async fn a_failing_key_backs_off_and_says_so() {
     let mut fixture = Fixture::new(BTreeMap::new());
     fixture.run(Step::Reconcile).await;
