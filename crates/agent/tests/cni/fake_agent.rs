@@ -5,8 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
@@ -17,6 +19,8 @@ pub(crate) enum Fault {
     Refuse(&'static str, u16, &'static str),
     /// The agent does the request and dies before it answers.
     DieAfter(&'static str),
+    /// The agent does the request and never answers; it goes on when the client has gone.
+    Hang(&'static str),
     /// The agent wants an MTU that IPv6 does not work with (RFC 8200 section 5).
     SmallMtu,
 }
@@ -40,6 +44,7 @@ pub(crate) struct FakeAgent {
     pub(crate) state: Arc<Mutex<State>>,
     socket: PathBuf,
     server: Option<JoinHandle<()>>,
+    hung: Receiver<()>,
 }
 
 impl FakeAgent {
@@ -48,8 +53,9 @@ impl FakeAgent {
         let listener = UnixListener::bind(socket).unwrap();
         let state = Arc::new(Mutex::new(State { next_host: 10, ..State::default() }));
         let shared = Arc::clone(&state);
-        let server = std::thread::spawn(move || serve(&listener, &shared));
-        Self { state, socket: socket.to_owned(), server: Some(server) }
+        let (sender, hung) = mpsc::channel();
+        let server = std::thread::spawn(move || serve(&listener, &shared, &sender));
+        Self { state, socket: socket.to_owned(), server: Some(server), hung }
     }
 
     /// Stops listening, as an agent that is restarted does; its state stays readable.
@@ -61,6 +67,11 @@ impl FakeAgent {
         }
         server.join().unwrap();
         let _ = std::fs::remove_file(&self.socket);
+    }
+
+    /// Waits until a request hangs by [`Fault::Hang`].
+    pub(crate) fn wait_until_hung(&self) {
+        self.hung.recv_timeout(Duration::from_secs(30)).unwrap();
     }
 
     pub(crate) fn with<T>(&self, f: impl FnOnce(&mut State) -> T) -> T {
@@ -75,17 +86,17 @@ impl Drop for FakeAgent {
 }
 
 /// One connection at a time: a plugin has one, and several plugins queue up.
-fn serve(listener: &UnixListener, state: &Mutex<State>) {
+fn serve(listener: &UnixListener, state: &Mutex<State>, hung: &Sender<()>) {
     for stream in listener.incoming() {
         let Ok(stream) = stream else { return };
-        if !serve_connection(stream, state) {
+        if !serve_connection(stream, state, hung) {
             return;
         }
     }
 }
 
 /// Whether the agent goes on.
-fn serve_connection(stream: UnixStream, state: &Mutex<State>) -> bool {
+fn serve_connection(stream: UnixStream, state: &Mutex<State>, hung: &Sender<()>) -> bool {
     let mut writer = stream.try_clone().unwrap();
     let mut reader = BufReader::new(stream);
     while let Some((method, path, body)) = read_request(&mut reader) {
@@ -102,6 +113,13 @@ fn serve_connection(stream: UnixStream, state: &Mutex<State>) -> bool {
             Some(Fault::DieAfter(prefix)) if call.starts_with(prefix) => {
                 state.answer(&method, &path, &body);
                 return false;
+            }
+            Some(Fault::Hang(prefix)) if call.starts_with(prefix) => {
+                state.answer(&method, &path, &body);
+                drop(state);
+                let _ = hung.send(());
+                let _ = reader.read(&mut [0]);
+                return true;
             }
             _ => state.answer(&method, &path, &body),
         };

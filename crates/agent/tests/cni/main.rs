@@ -222,6 +222,29 @@ fn add_leaves_nothing_wherever_it_fails() {
     "#]].assert_eq(&answers);
 }
 
+/// A runtime that loses patience kills ADD, and calls DEL or ADD again.
+#[test]
+fn a_killed_add_is_cleaned_up() {
+    let requests = ["GET /v1/config", "POST /v1/ipam", "PUT /v1/endpoint"];
+    for (request, again) in requests.iter().flat_map(|request| [(request, false), (request, true)])
+    {
+        let Some(world) = world("a_killed_add_is_cleaned_up") else { return };
+        world.agent.with(|state| state.fault = Some(Fault::Hang(request)));
+        world.add_and_kill();
+        world.agent.with(|state| state.fault = None);
+        if again {
+            let added = world.run("ADD");
+            assert!(added.ok, "{request}: {added:?}");
+            assert!(world.run_after("CHECK", &added).ok);
+        }
+        assert!(world.run("DEL").ok);
+        // The agent itself forgets addresses that no endpoint has claimed.
+        let left: Vec<String> =
+            world.leftovers().into_iter().filter(|left| !left.starts_with("address")).collect();
+        assert_eq!(left, [""; 0], "{request}, again: {again}");
+    }
+}
+
 /// Whether the endpoint exists is unknown: its deletion waits for the next agent.
 #[test]
 fn add_to_an_agent_that_dies_queues_the_deletion() {

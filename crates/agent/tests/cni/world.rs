@@ -2,8 +2,8 @@
 //! as a container runtime runs it.
 
 use std::io::Write;
-use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use kernel::netlink::Netlink;
@@ -60,6 +60,21 @@ pub(crate) fn world(test: &str) -> Option<World> {
     Some(World { dir, node, pod, agent, version: "1.1.0" })
 }
 
+/// Starts the plugin in the namespace of the calling thread.
+fn spawn(socket: &Path, env: &[(&str, &str)], stdin: &str) -> Child {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_cilium-cni"))
+        .env_clear()
+        .env("CILIUM_SOCK", socket)
+        .envs(env.iter().copied())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(stdin.as_bytes()).unwrap();
+    child
+}
+
 impl Drop for World {
     fn drop(&mut self) {
         // It is stopped by way of its socket, so before the directory goes.
@@ -111,19 +126,8 @@ impl World {
 
     /// Runs the plugin with this environment and nothing else, in the node's namespace.
     pub(crate) fn exec(&self, env: &[(&str, &str)], stdin: &str) -> Answer {
-        let run = || {
-            let mut child = Command::new(env!("CARGO_BIN_EXE_cilium-cni"))
-                .env_clear()
-                .env("CILIUM_SOCK", self.socket())
-                .envs(env.iter().copied())
-                .stdin(Stdio::piped())
-                .stdout(Stdio::piped())
-                .stderr(Stdio::piped())
-                .spawn()
-                .unwrap();
-            child.stdin.take().unwrap().write_all(stdin.as_bytes()).unwrap();
-            child.wait_with_output().unwrap()
-        };
+        let socket = self.socket();
+        let run = || spawn(&socket, env, stdin).wait_with_output().unwrap();
         // A child is born in the namespace of the thread that makes it.
         let output = self.node.run(run).unwrap();
         let stdout = String::from_utf8(output.stdout).unwrap();
@@ -135,6 +139,22 @@ impl World {
                 .unwrap_or_else(|error| panic!("{error} in the answer {text}")),
         };
         Answer { ok: output.status.success(), json }
+    }
+
+    /// Starts ADD and kills it while the agent does not answer a request.
+    pub(crate) fn add_and_kill(&self) {
+        let netns = self.netns_path();
+        let env = [
+            ("CNI_COMMAND", "ADD"),
+            ("CNI_CONTAINERID", CONTAINER),
+            ("CNI_NETNS", netns.to_str().unwrap()),
+            ("CNI_IFNAME", "eth0"),
+        ];
+        let (socket, conf) = (self.socket(), self.conf().to_string());
+        let mut child = self.node.run(|| spawn(&socket, &env, &conf)).unwrap();
+        self.agent.wait_until_hung();
+        child.kill().unwrap();
+        child.wait().unwrap();
     }
 
     /// CHECK or DEL as a runtime calls them: with the result of ADD.
