@@ -183,9 +183,8 @@ fn set_device_sysctls(device: &str, enable_ipv6: bool) -> Result<(), BaseError> 
     ipv4("accept_local", "1")?;
     ipv4("send_redirects", "0")?;
     ipv4("forwarding", "1")?;
-    let ipv6 = |key: &str, value| {
-        optional(sysctl::set(&format!("net/ipv6/conf/{device}/{key}"), value))
-    };
+    let ipv6 =
+        |key: &str, value| optional(sysctl::set(&format!("net/ipv6/conf/{device}/{key}"), value));
     if enable_ipv6 {
         ipv6("disable_ipv6", "0")?;
         ipv6("accept_dad", "0")?;
@@ -276,11 +275,7 @@ fn prepare(netlink: &Netlink, link: &Link, mtu: u32) -> Result<(), BaseError> {
 }
 
 /// Makes `addresses` the only global addresses of the device.
-fn ensure_addresses(
-    netlink: &Netlink,
-    index: u32,
-    addresses: &[IpAddr],
-) -> Result<(), BaseError> {
+fn ensure_addresses(netlink: &Netlink, index: u32, addresses: &[IpAddr]) -> Result<(), BaseError> {
     let present = netlink.addresses(Some(index))?;
     let wanted: Vec<IpNet> = addresses.iter().map(|a| IpNet::from(*a)).collect();
     for address in &wanted {

@@ -61,7 +61,8 @@ pub fn set_others_aside(path: &Path) -> Result<(), WriteError> {
     let Some(directory) = path.parent() else { return Ok(()) };
     for entry in fs::read_dir(directory).map_err(failed)? {
         let other = entry.map_err(failed)?.path();
-        let is_conf = other.extension().is_some_and(|e| e == "conf" || e == "conflist" || e == "json");
+        let is_conf =
+            other.extension().is_some_and(|e| e == "conf" || e == "conflist" || e == "json");
         if is_conf && other != path {
             let mut aside = other.clone().into_os_string();
             aside.push(".cilium_bak");
@@ -100,8 +101,6 @@ mod tests {
               ]
             }
         "#]]
-        .assert_eq(
-            &CniConf { debug: false, log_file: "/var/run/cilium/cilium-cni.log" }.render(),
-        );
+        .assert_eq(&CniConf { debug: false, log_file: "/var/run/cilium/cilium-cni.log" }.render());
     }
 }

@@ -218,7 +218,8 @@ fn host_claims(node: &LocalNode, host: &HostAddress) -> (Owner, Vec<(IpNet, Clai
 
 /// The addresses of a pod of another node. What the API server says of our own pods is an echo.
 fn cluster_claims(node: &LocalNode, remote: &ClusterEndpoint) -> (Owner, Vec<(IpNet, Claim)>) {
-    let owner = Owner { source: Source::CustomResource, name: format!("pod:{}", remote.pod).into() };
+    let owner =
+        Owner { source: Source::CustomResource, name: format!("pod:{}", remote.pod).into() };
     let elsewhere = remote.node.filter(|at| !node.addresses.contains(at));
     let known = remote.identity != IdentityId::UNKNOWN;
     let claims = elsewhere.filter(|_| known).map_or_else(Vec::new, |at| {
@@ -233,7 +234,8 @@ fn cluster_claims(node: &LocalNode, remote: &ClusterEndpoint) -> (Owner, Vec<(Ip
 /// The addresses of another node, and its pods' prefixes: a pod that we have not heard of yet is
 /// reached through the tunnel all the same, so no first packet is lost.
 fn node_claims(node: &LocalNode, remote: &Node) -> (Owner, Vec<(IpNet, Claim)>) {
-    let owner = Owner { source: Source::CustomResource, name: format!("node:{}", remote.name).into() };
+    let owner =
+        Owner { source: Source::CustomResource, name: format!("node:{}", remote.name).into() };
     if remote.local {
         return (owner, Vec::new());
     }

@@ -217,7 +217,11 @@ impl Endpoints {
 
     /// Creates an endpoint; it can send and receive when this returns. The same request again is
     /// answered with the endpoint that it created.
-    pub async fn create(&self, spec: EndpointSpec, labels: Labels) -> Result<Endpoint, CreateError> {
+    pub async fn create(
+        &self,
+        spec: EndpointSpec,
+        labels: Labels,
+    ) -> Result<Endpoint, CreateError> {
         let is_same = |e: &&Arc<Endpoint>| *e.spec == spec && e.state == EndpointState::Ready;
         if let Some(same) = self.table().snapshot().rows().find(is_same) {
             return Ok(Endpoint::clone(same));
@@ -286,11 +290,7 @@ impl Endpoints {
 
     /// Removes those among `restored` whose pod was deleted while no agent was there. `pods` is
     /// complete.
-    pub async fn forget_deleted(
-        &self,
-        restored: &BTreeSet<EndpointId>,
-        pods: &Snapshot<LocalPod>,
-    ) {
+    pub async fn forget_deleted(&self, restored: &BTreeSet<EndpointId>, pods: &Snapshot<LocalPod>) {
         let endpoints = self.table().snapshot();
         for endpoint in restored.iter().filter_map(|id| endpoints.get(id)) {
             let Some(name) = endpoint.spec.pod() else { continue };
@@ -322,9 +322,10 @@ impl Endpoints {
         let mut failures = Vec::new();
         for endpoint in self.table().snapshot().rows() {
             let ifindex = endpoint.spec.ifindex;
-            let attached = self.devices.is_attached(ifindex).and_then(|attached| {
-                if attached { Ok(()) } else { self.devices.attach(ifindex) }
-            });
+            let attached = self
+                .devices
+                .is_attached(ifindex)
+                .and_then(|attached| if attached { Ok(()) } else { self.devices.attach(ifindex) });
             if let Err(error) = attached {
                 failures.push(format!("{}: {error}", endpoint.spec.interface));
             }
@@ -472,11 +473,7 @@ impl Endpoints {
     }
 
     /// Puts the endpoint into the table under a free number, unless it clashes with another.
-    fn insert(
-        &self,
-        spec: Arc<EndpointSpec>,
-        identity: Identity,
-    ) -> Result<Endpoint, CreateError> {
+    fn insert(&self, spec: Arc<EndpointSpec>, identity: Identity) -> Result<Endpoint, CreateError> {
         let owner = owner(&spec);
         // Held over the commit: of two requests for one address the second must see the first's row.
         let mut ipam = self.ipam();

@@ -173,7 +173,10 @@ impl Identities {
 
 /// The identity of an endpoint whose labels are not known yet.
 pub fn init() -> Identity {
-    Identity { id: IdentityId::INIT, labels: Arc::new(Labels::from_iter([Label::reserved("init")])) }
+    Identity {
+        id: IdentityId::INIT,
+        labels: Arc::new(Labels::from_iter([Label::reserved("init")])),
+    }
 }
 
 impl Index {
@@ -203,8 +206,11 @@ impl Index {
 /// lowest free one when the end is reached.
 fn next_free(table: &statedb::Snapshot<Identity>) -> Option<IdentityId> {
     use abi::identity::{CLUSTER_MAX, CLUSTER_MIN};
-    let used: BTreeSet<u32> =
-        table.rows().map(|i| i.id.0).filter(|id| (CLUSTER_MIN..=CLUSTER_MAX).contains(id)).collect();
+    let used: BTreeSet<u32> = table
+        .rows()
+        .map(|i| i.id.0)
+        .filter(|id| (CLUSTER_MIN..=CLUSTER_MAX).contains(id))
+        .collect();
     match used.last() {
         None => Some(IdentityId(CLUSTER_MIN)),
         Some(&last) if last < CLUSTER_MAX => Some(IdentityId(last + 1)),

@@ -122,12 +122,7 @@ impl Ipam {
     }
 
     /// Takes this very address.
-    pub fn reserve(
-        &mut self,
-        address: IpAddr,
-        owner: &str,
-        now: Instant,
-    ) -> Result<(), IpamError> {
+    pub fn reserve(&mut self, address: IpAddr, owner: &str, now: Instant) -> Result<(), IpamError> {
         match self.pool_mut(address) {
             Some(pool) => pool.reserve(address, owner, now),
             None => Err(IpamError::NoCidr { family: family_name(address) }),
@@ -136,12 +131,7 @@ impl Ipam {
 
     /// An endpoint takes an address that was reserved for it, or that nobody has: it no longer
     /// expires. An address outside of the pools is not ours to keep account of.
-    pub fn take(
-        &mut self,
-        address: IpAddr,
-        owner: &str,
-        now: Instant,
-    ) -> Result<(), IpamError> {
+    pub fn take(&mut self, address: IpAddr, owner: &str, now: Instant) -> Result<(), IpamError> {
         let Some(pool) = self.pool_mut(address) else { return Ok(()) };
         match pool.used.get(&address) {
             Some(theirs) if theirs.confirmed && theirs.owner != owner => {
@@ -367,12 +357,14 @@ mod tests {
     fn both_families_or_none() {
         let now = Instant::now();
         let mut ipam = ipam(&["10.0.1.0/24", "fd00::/126"]);
-        assert_eq!(text(&ipam.allocate(Families::All, "router", now).unwrap()), [
-            "10.0.1.1", "fd00::1"
-        ]);
-        assert_eq!(text(&ipam.allocate(Families::All, "a/b", now).unwrap()), [
-            "10.0.1.2", "fd00::2"
-        ]);
+        assert_eq!(
+            text(&ipam.allocate(Families::All, "router", now).unwrap()),
+            ["10.0.1.1", "fd00::1"]
+        );
+        assert_eq!(
+            text(&ipam.allocate(Families::All, "a/b", now).unwrap()),
+            ["10.0.1.2", "fd00::2"]
+        );
         let error = ipam.allocate(Families::All, "a/c", now).unwrap_err();
         assert_eq!(
             error.to_string(),
@@ -392,9 +384,10 @@ mod tests {
             given[0].to_string()
         };
         let round: Vec<_> = (0..7).map(|_| next()).collect();
-        assert_eq!(round[..6], [
-            "10.0.1.1", "10.0.1.2", "10.0.1.3", "10.0.1.4", "10.0.1.5", "10.0.1.6"
-        ]);
+        assert_eq!(
+            round[..6],
+            ["10.0.1.1", "10.0.1.2", "10.0.1.3", "10.0.1.4", "10.0.1.5", "10.0.1.6"]
+        );
         assert_eq!(round[6], "10.0.1.1");
     }
 

@@ -89,9 +89,11 @@ fn concerned(
         return BTreeSet::new();
     }
     let is_concerned = |endpoint: &Endpoint| {
-        endpoint.spec.pod().is_some_and(|pod| {
-            namespaces.contains(&pod.namespace) || pods.contains(&pod)
-        }) || identities.contains(&endpoint.identity.id)
+        endpoint
+            .spec
+            .pod()
+            .is_some_and(|pod| namespaces.contains(&pod.namespace) || pods.contains(&pod))
+            || identities.contains(&endpoint.identity.id)
     };
     endpoints.rows().filter(|row| is_concerned(row)).map(|row| row.id).collect()
 }

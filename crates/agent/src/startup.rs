@@ -21,7 +21,7 @@ use crate::checkpoint::{Checkpoints, NodeCheckpoint};
 use crate::controllers::LocalNode;
 use crate::ipam::{Families, Ipam};
 use crate::k8s::node::{Announced, OwnNode};
-use crate::k8s::watch::chain;
+use crate::k8s::watch::brief;
 use crate::tables::Node;
 
 /// How long to wait before the API server is asked again, when no event says that it is worth while.
@@ -59,7 +59,7 @@ pub async fn discover(
                 return Ok(checkpoint);
             }
             Ok(Err(reason)) => reason,
-            Err(error) => format!("the API server: {}", chain(&error)),
+            Err(error) => brief(&error),
         };
         if reason != told {
             tracing::info!(node = %name, reason, "Waiting for the node's pod CIDRs");
@@ -84,7 +84,9 @@ async fn ask(
     let announced = own.read().await?;
     let addresses = addresses_of(&announced, uplink);
     if addresses.is_empty() {
-        return Ok(Err("the Kubernetes node has no InternalIP and no device has an address".into()));
+        return Ok(
+            Err("the Kubernetes node has no InternalIP and no device has an address".into()),
+        );
     }
     let cidrs = match config.ipam {
         IpamMode::ClusterPool => &announced.cilium_cidrs,
@@ -95,12 +97,17 @@ async fn ask(
     }
     if config.ipam == IpamMode::Kubernetes {
         let families = families_text(config);
-        return Ok(Err(format!("node.spec.podCIDRs has no {families} prefix (option ipam=kubernetes)")));
+        return Ok(Err(format!(
+            "node.spec.podCIDRs has no {families} prefix (option ipam=kubernetes)"
+        )));
     }
     own.announce(&addresses, &[], None).await?;
     let error = announced.operator_error;
     let reason = if error.is_empty() { "the operator has not answered yet" } else { &error };
-    Ok(Err(format!("CiliumNode.spec.ipam.podCIDRs has no {} prefix: {reason}", families_text(config))))
+    Ok(Err(format!(
+        "CiliumNode.spec.ipam.podCIDRs has no {} prefix: {reason}",
+        families_text(config)
+    )))
 }
 
 /// The addresses that other nodes should use.
@@ -115,7 +122,8 @@ fn covers(config: &Config, cidrs: &[IpNet]) -> bool {
 }
 
 fn enabled(config: &Config, cidrs: &[IpNet]) -> Vec<IpNet> {
-    let is_on = |c: &&IpNet| if c.addr().is_ipv4() { config.enable_ipv4 } else { config.enable_ipv6 };
+    let is_on =
+        |c: &&IpNet| if c.addr().is_ipv4() { config.enable_ipv4 } else { config.enable_ipv6 };
     cidrs.iter().filter(is_on).copied().collect()
 }
 
@@ -194,7 +202,7 @@ async fn announce_once(
     node: &LocalNode,
     checkpoints: &Checkpoints,
 ) -> Result<(), Announce> {
-    let later = |error: kube::Error| Announce::Later(chain(&error));
+    let later = |error: kube::Error| Announce::Later(brief(&error));
     let announced = own.read().await.map_err(later)?;
     let given = match ipam {
         IpamMode::ClusterPool => &announced.cilium_cidrs,

@@ -112,15 +112,11 @@ impl Target<IpcacheEntry> for IpcacheTarget {
     type Value = RemoteEndpointInfo;
 
     fn desired(&self, row: &IpcacheEntry) -> Option<RemoteEndpointInfo> {
-        Some(remote_endpoint_info(row))
+        Some(map_value(row))
     }
 
     async fn dump(&mut self) -> Result<Vec<(IpNet, RemoteEndpointInfo)>, TargetError> {
-        let hosts = self.hosts.entries()?;
-        let hosts = hosts.iter().filter_map(|(key, value)| Some((host_prefix(key)?, *value)));
-        let prefixes = self.prefixes.entries()?;
-        let prefixes = prefixes.iter().filter_map(|(key, value)| Some((prefix(key)?, *value)));
-        Ok(hosts.chain(prefixes).collect())
+        Ok(rows_of_ipcache(&*self.hosts, &*self.prefixes)?)
     }
 
     async fn apply(&mut self, plan: Plan<IpNet, RemoteEndpointInfo>) -> Outcome<IpNet> {
@@ -149,6 +145,18 @@ impl Target<IpcacheEntry> for IpcacheTarget {
     }
 }
 
+/// What both maps hold, by prefix; without rows that are not ours.
+pub fn rows_of_ipcache(
+    hosts: &dyn Map<AddressKey, RemoteEndpointInfo>,
+    prefixes: &dyn Map<IpcacheKey, RemoteEndpointInfo>,
+) -> Result<Vec<(IpNet, RemoteEndpointInfo)>, MapError> {
+    let hosts = hosts.entries()?;
+    let hosts = hosts.iter().filter_map(|(key, value)| Some((host_prefix(key)?, *value)));
+    let prefixes = prefixes.entries()?;
+    let prefixes = prefixes.iter().filter_map(|(key, value)| Some((prefix(key)?, *value)));
+    Ok(hosts.chain(prefixes).collect())
+}
+
 enum MapKey {
     Host(AddressKey),
     Prefix(IpcacheKey),
@@ -175,7 +183,8 @@ fn prefix(key: &IpcacheKey) -> Option<IpNet> {
     (key.cluster_id == 0).then_some(net)
 }
 
-fn address(family: u8, bytes: [u8; 16]) -> Option<IpAddr> {
+/// The address in a map key; none for an unknown family.
+pub fn address(family: u8, bytes: [u8; 16]) -> Option<IpAddr> {
     let [a, b, c, d, ..] = bytes;
     match family {
         FAMILY_V4 => Some(Ipv4Addr::new(a, b, c, d).into()),
@@ -185,7 +194,7 @@ fn address(family: u8, bytes: [u8; 16]) -> Option<IpAddr> {
 }
 
 /// The value of both ipcache maps.
-fn remote_endpoint_info(row: &IpcacheEntry) -> RemoteEndpointInfo {
+pub fn map_value(row: &IpcacheEntry) -> RemoteEndpointInfo {
     let mut info =
         RemoteEndpointInfo { sec_identity: row.identity.0, ..RemoteEndpointInfo::default() };
     if let Some(node) = row.tunnel.node() {
@@ -267,7 +276,8 @@ mod tests {
 
     #[test]
     fn prefixes_find_their_map_and_back() {
-        for text in ["10.0.0.1/32", "fd00::1/128", "10.0.0.0/24", "fd00::/120", "0.0.0.0/0", "::/0"] {
+        for text in ["10.0.0.1/32", "fd00::1/128", "10.0.0.0/24", "fd00::/120", "0.0.0.0/0", "::/0"]
+        {
             let net: IpNet = text.parse().unwrap();
             let back = match map_key(net) {
                 MapKey::Host(key) => host_prefix(&key),

@@ -55,8 +55,8 @@ use crate::ready::{Pending, Ready};
 use crate::rest::{self, Agent, Socket};
 use crate::startup;
 use crate::tables::{
-    ClusterEndpoint, DesiredRoute, Device, HostAddress, IpcacheEntry, LocalAddress,
-    LocalPod, Namespace, Node,
+    ClusterEndpoint, DesiredRoute, Device, HostAddress, IpcacheEntry, LocalAddress, LocalPod,
+    Namespace, Node,
 };
 use crate::targets::{IpcacheTarget, MapTarget, RouteTarget};
 
@@ -116,15 +116,15 @@ pub async fn run(loaded: Loaded, name: NodeName) -> anyhow::Result<()> {
         devices: Arc::new(KernelDevices { datapath: datapath.clone(), netlink: netlink.clone() }),
         maps: maps.clone(),
         checkpoints: checkpoints.clone(),
-        rules: LabelRules {
-            cluster: config.cluster_name.clone(),
-            filter: config.labels.clone(),
-        },
+        rules: LabelRules { cluster: config.cluster_name.clone(), filter: config.labels.clone() },
     }));
 
     let restored = tokio::task::block_in_place(|| endpoints.restore())?;
-    tracing::info!(adopted = restored.adopted.len(), forgotten = restored.forgotten,
-        "Restored endpoints");
+    tracing::info!(
+        adopted = restored.adopted.len(),
+        forgotten = restored.forgotten,
+        "Restored endpoints"
+    );
     restored_all.done();
     let queue = DeleteQueue::beside(&config.socket_path);
     let queue_lock = queue.lock(Holder::Agent, QUEUE_PATIENCE)?;

@@ -3,9 +3,7 @@
 
 use std::net::IpAddr;
 
-use api::crd::{
-    CILIUM_INTERNAL_IP, CiliumEndpoint, CiliumIdentity, CiliumNode, INTERNAL_IP,
-};
+use api::crd::{CILIUM_INTERNAL_IP, CiliumEndpoint, CiliumIdentity, CiliumNode, INTERNAL_IP};
 use api::k8s::{self, labels, name};
 use ipnet::IpNet;
 use kube::ResourceExt;

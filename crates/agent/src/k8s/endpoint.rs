@@ -275,10 +275,7 @@ fn status(row: &PublishedEndpoint) -> EndpointStatus {
             id: row.identity.0.into(),
             labels: row.labels.to_strings(),
         }),
-        networking: Some(EndpointNetworking {
-            addressing: vec![pair],
-            node: row.node.to_string(),
-        }),
+        networking: Some(EndpointNetworking { addressing: vec![pair], node: row.node.to_string() }),
         external_identifiers: ExternalIdentifiers {
             cni_attachment_id: row.attachment.clone(),
             container_id: row.container_id.clone(),

@@ -10,7 +10,7 @@ use kube::api::PostParams;
 use kube::{Api, Client};
 use model::{NodeName, PodName};
 
-use super::{convert, is_conflict, watch::chain};
+use super::{convert, is_conflict, watch::brief};
 use crate::endpoint::PodSource;
 use crate::identity::{Created, Identity, IdentityStore, StoreError};
 use crate::tables::{LocalPod, Namespace};
@@ -46,7 +46,8 @@ impl IdentityStore for Store {
         identity: &'a Identity,
     ) -> Pin<Box<dyn Future<Output = Result<Created, StoreError>> + Send + 'a>> {
         Box::pin(async {
-            let failed = |source: kube::Error| StoreError { id: identity.id, source: source.into() };
+            let failed =
+                |source: kube::Error| StoreError { id: identity.id, source: source.into() };
             self.claim(identity).await.map_err(failed)
         })
     }
@@ -81,6 +82,6 @@ impl PodSource for Pods {
         pod: &'a PodName,
     ) -> Pin<Box<dyn Future<Output = Result<Option<(LocalPod, Namespace)>, String>> + Send + 'a>>
     {
-        Box::pin(async { self.get(pod).await.map_err(|error| chain(&error)) })
+        Box::pin(async { self.get(pod).await.map_err(|error| brief(&error)) })
     }
 }

@@ -2,9 +2,7 @@
 
 use std::net::IpAddr;
 
-use api::crd::{
-    CILIUM_INTERNAL_IP, CiliumNode, FIELD_MANAGER_AGENT, INTERNAL_IP, NodeAddress,
-};
+use api::crd::{CILIUM_INTERNAL_IP, CiliumNode, FIELD_MANAGER_AGENT, INTERNAL_IP, NodeAddress};
 use api::k8s::Node;
 use ipnet::IpNet;
 use kube::api::{ObjectMeta, Patch, PatchParams, PostParams};
@@ -76,7 +74,10 @@ impl OwnNode {
             spec["ipam"] = json!({ "podCIDRs": cidrs });
         }
         let patch = json!({ "spec": spec });
-        let params = PatchParams { field_manager: Some(FIELD_MANAGER_AGENT.into()), ..PatchParams::default() };
+        let params = PatchParams {
+            field_manager: Some(FIELD_MANAGER_AGENT.into()),
+            ..PatchParams::default()
+        };
         match self.cilium_nodes.patch(self.name.as_str(), &params, &Patch::Merge(&patch)).await {
             Ok(_) => Ok(()),
             Err(error) if is_not_found(&error) => self.create(all, pod_cidrs).await,

@@ -4,13 +4,15 @@ use std::fmt::Debug;
 use std::time::Duration;
 
 use futures::StreamExt;
+use kube::runtime::WatchStreamExt;
 use kube::runtime::utils::Backoff;
 use kube::runtime::watcher::{self, Event, watcher};
-use kube::runtime::WatchStreamExt;
 use kube::{Api, Resource};
 use serde::de::DeserializeOwned;
 use statedb::job::Job;
 use statedb::{Initializer, Row, Writer};
+
+use super::is_not_found;
 
 /// Wait before the first attempt to reconnect; doubles up to [`RECONNECT_MAX`].
 const RECONNECT_MIN: Duration = Duration::from_millis(100);
@@ -35,11 +37,15 @@ where
     let mut events = watcher(api, config).backoff(Reconnect::default()).boxed();
     let mut listed = Vec::new();
     let mut complete = Some(complete);
+    let mut told: Option<String> = None;
     loop {
         let event = tokio::select! {
             () = job.stop.cancelled() => return Ok(()),
             event = events.next() => event,
         };
+        if matches!(event, Some(Ok(_))) && told.take().is_some() {
+            job.ok("following the API server again");
+        }
         match event {
             Some(Ok(Event::Init)) => listed.clear(),
             Some(Ok(Event::InitApply(object))) => listed.extend(convert(&object)),
@@ -62,12 +68,41 @@ where
                 writer.delete(&key(&object));
             }
             Some(Err(error)) => {
-                tracing::warn!(error = %chain(&error), table = writer.table().snapshot().name(),
-                    "Lost the API server; will reconnect");
-                job.degraded(chain(&error));
+                let error = describe(&error);
+                // Once per outage: attempts follow each other by the second.
+                if told.as_ref() != Some(&error) {
+                    tracing::warn!(
+                        error,
+                        table = writer.table().snapshot().name(),
+                        "Cannot follow the API server; will go on trying"
+                    );
+                    job.degraded(&error);
+                    told = Some(error);
+                }
             }
             None => return Err("the watch ended, which it never should".to_owned()),
         }
+    }
+}
+
+/// Why a watch failed, in words.
+fn describe(error: &watcher::Error) -> String {
+    use watcher::Error::{InitialListFailed, WatchFailed, WatchStartFailed};
+    match error {
+        InitialListFailed(cause) | WatchStartFailed(cause) if is_not_found(cause) => {
+            "the API server does not know this kind of object yet; the operator installs it"
+                .to_owned()
+        }
+        InitialListFailed(cause) | WatchStartFailed(cause) | WatchFailed(cause) => brief(cause),
+        other => chain(other),
+    }
+}
+
+/// What the API server said, or why it said nothing.
+pub fn brief(error: &kube::Error) -> String {
+    match error {
+        kube::Error::Api(status) => format!("the API server answered: {}", status.message),
+        other => chain(other),
     }
 }
 

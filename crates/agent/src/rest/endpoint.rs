@@ -137,9 +137,9 @@ fn refused(error: &CreateError) -> Refused {
         CreateError::Exists { .. } | CreateError::Address(_) => StatusCode::CONFLICT,
         CreateError::Exhausted => StatusCode::TOO_MANY_REQUESTS,
         CreateError::Identity(_) | CreateError::Late => StatusCode::SERVICE_UNAVAILABLE,
-        CreateError::Attach { .. }
-        | CreateError::Checkpoint(_)
-        | CreateError::Settle { .. } => StatusCode::INTERNAL_SERVER_ERROR,
+        CreateError::Attach { .. } | CreateError::Checkpoint(_) | CreateError::Settle { .. } => {
+            StatusCode::INTERNAL_SERVER_ERROR
+        }
     };
     Refused::new(status, chain(error))
 }
@@ -160,9 +160,7 @@ fn parse(
         EndpointRef::CniAttachment { container, interface } => {
             (container.clone(), interface.clone())
         }
-        EndpointRef::Container(container) => {
-            (container.clone(), request.container_interface_name)
-        }
+        EndpointRef::Container(container) => (container.clone(), request.container_interface_name),
         _ => (request.container_id, request.container_interface_name),
     };
     let spec = EndpointSpec {

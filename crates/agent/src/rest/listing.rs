@@ -125,12 +125,8 @@ fn infos(agent: &Agent) -> Result<Vec<MapInfo>, Refused> {
 }
 
 /// The maps that we compute in whole.
-const CACHED: [abi::names::MapName; 4] = [
-    abi::names::LXC,
-    abi::names::LXC_DEVICES,
-    abi::names::IPCACHE,
-    abi::names::IPCACHE_HOSTS,
-];
+const CACHED: [abi::names::MapName; 4] =
+    [abi::names::LXC, abi::names::LXC_DEVICES, abi::names::IPCACHE, abi::names::IPCACHE_HOSTS];
 
 fn describe_map(agent: &Agent, info: MapInfo, with_cache: bool) -> BpfMap {
     let maps = &agent.maps;

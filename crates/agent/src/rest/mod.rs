@@ -158,9 +158,7 @@ pub async fn serve(job: Job, socket: Socket, agent: Arc<Agent>) -> Result<(), St
 
 /// Answers `/healthz` for the kubelet on `127.0.0.1`, in the node's network namespace.
 pub async fn serve_health(job: Job, port: u16, agent: Arc<Agent>) -> Result<(), String> {
-    let router = Router::new()
-        .route("/healthz", get(status::health_probe))
-        .with_state(agent);
+    let router = Router::new().route("/healthz", get(status::health_probe)).with_state(agent);
     let listener = tokio::net::TcpListener::bind(("127.0.0.1", port)).await.map_err(|error| {
         format!("cannot listen on 127.0.0.1:{port} (option agent-health-port): {error}")
     })?;

@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 
 use api::config::RoutingMode;
 use api::rest::{
-    BpfMapProperties, BpfMapStatus, CniChainingStatus, ClusterStatus, ControllerStatus,
-    ControllerStatusValue, DaemonConfiguration, DaemonConfigurationSpec,
-    DaemonConfigurationStatus, EncryptionStatus, HostFirewall, HubbleStatus, IdentityRange,
-    IpamStatus, K8sStatus, KubeProxyReplacement, Masquerading, MonitorStatus, Routing, Status,
-    StatusResponse, StatusState,
+    BpfMapProperties, BpfMapStatus, ClusterStatus, CniChainingStatus, ControllerStatus,
+    ControllerStatusValue, DaemonConfiguration, DaemonConfigurationSpec, DaemonConfigurationStatus,
+    EncryptionStatus, HostFirewall, HubbleStatus, IdentityRange, IpamStatus, K8sStatus,
+    KubeProxyReplacement, Masquerading, MonitorStatus, Routing, Status, StatusResponse,
+    StatusState,
 };
 use axum::Json;
 use axum::extract::State;
@@ -22,7 +22,11 @@ use super::{Agent, Refused, Shared, host_addressing};
 /// `GET /healthz`; with the header `brief: true` only the sum.
 pub(super) async fn healthz(State(agent): Shared, headers: HeaderMap) -> Json<StatusResponse> {
     let brief = headers.get("brief").is_some_and(|value| value == "true");
-    Json(if brief { StatusResponse { cilium: sum(&agent), ..StatusResponse::default() } } else { full(&agent) })
+    Json(if brief {
+        StatusResponse { cilium: sum(&agent), ..StatusResponse::default() }
+    } else {
+        full(&agent)
+    })
 }
 
 /// `GET /healthz` on the health port: 200 or 503.
@@ -79,7 +83,11 @@ fn full(agent: &Agent) -> StatusResponse {
         routing: Some(Routing {
             intra_host_routing_mode: "BPF".to_owned(),
             inter_host_routing_mode: if tunnel { "Tunnel" } else { "Native" }.to_owned(),
-            tunnel_protocol: if tunnel { config.tunnel_protocol.to_string() } else { String::new() },
+            tunnel_protocol: if tunnel {
+                config.tunnel_protocol.to_string()
+            } else {
+                String::new()
+            },
         }),
         kube_proxy_replacement: Some(KubeProxyReplacement { mode: "False".to_owned() }),
         host_firewall: Some(HostFirewall { mode: disabled() }),
@@ -87,8 +95,7 @@ fn full(agent: &Agent) -> StatusResponse {
         bpf_maps: Some(bpf_maps(agent)),
         cni_chaining: Some(CniChainingStatus { mode: "none".to_owned() }),
         cni_file: config.write_cni_conf_when_ready.as_ref().map(|path| {
-            let state =
-                if path.exists() { StatusState::Ok } else { StatusState::Failure };
+            let state = if path.exists() { StatusState::Ok } else { StatusState::Failure };
             Status::new(state, path.display().to_string())
         }),
         identity_range: Some(IdentityRange {

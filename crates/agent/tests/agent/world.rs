@@ -33,15 +33,15 @@ use statedb::{Initializer, Reconciler, Row, Table, Writer};
 
 /// The maps, which survive an agent.
 #[derive(Clone)]
-pub struct Maps {
-    pub lxc: Arc<FakeMap<AddressKey, EndpointInfo>>,
-    pub devices: Arc<FakeMap<u32, DeviceEndpoint>>,
-    pub hosts: Arc<FakeMap<AddressKey, RemoteEndpointInfo>>,
-    pub prefixes: Arc<FakeMap<IpcacheKey, RemoteEndpointInfo>>,
+pub(crate) struct Maps {
+    pub(crate) lxc: Arc<FakeMap<AddressKey, EndpointInfo>>,
+    pub(crate) devices: Arc<FakeMap<u32, DeviceEndpoint>>,
+    pub(crate) hosts: Arc<FakeMap<AddressKey, RemoteEndpointInfo>>,
+    pub(crate) prefixes: Arc<FakeMap<IpcacheKey, RemoteEndpointInfo>>,
 }
 
 impl Maps {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             lxc: Arc::new(FakeMap::new("lxc", 64)),
             devices: Arc::new(FakeMap::new("lxc-devices", 64)),
@@ -51,14 +51,14 @@ impl Maps {
     }
 
     /// Lets every `nth` operation on every map fail.
-    pub fn fail_every(&self, nth: u64) {
+    pub(crate) fn fail_every(&self, nth: u64) {
         self.lxc.fail_every(nth);
         self.devices.fail_every(nth);
         self.hosts.fail_every(nth);
         self.prefixes.fail_every(nth);
     }
 
-    pub fn heal(&self) {
+    pub(crate) fn heal(&self) {
         self.lxc.heal();
         self.devices.heal();
         self.hosts.heal();
@@ -66,19 +66,19 @@ impl Maps {
     }
 
     /// What the kernel holds, as text.
-    pub fn lxc_text(&self) -> String {
+    pub(crate) fn lxc_text(&self) -> String {
         let address = |key: &AddressKey| agent::targets::address(key.family, key.addr);
         let rows = self.lxc.entries().unwrap().into_iter();
         let rows = rows.map(|(key, info)| LocalAddress { address: address(&key).unwrap(), info });
         text(rows)
     }
 
-    pub fn devices_text(&self) -> String {
+    pub(crate) fn devices_text(&self) -> String {
         let rows = self.devices.entries().unwrap().into_iter();
         text(rows.map(|(ifindex, endpoint)| Device { ifindex, endpoint }))
     }
 
-    pub fn ipcache_text(&self) -> String {
+    pub(crate) fn ipcache_text(&self) -> String {
         let rows = rows_of_ipcache(&*self.hosts, &*self.prefixes).unwrap();
         let mut lines: Vec<_> = rows.into_iter().collect();
         lines.sort_by_key(|(net, _)| *net);
@@ -107,10 +107,10 @@ fn text<R: Row>(rows: impl IntoIterator<Item = R>) -> String {
 
 /// The devices of the node: what a test says.
 #[derive(Default)]
-pub struct FakeDevices {
-    pub links: Mutex<BTreeMap<u32, String>>,
-    pub attached: Mutex<BTreeMap<u32, u32>>,
-    pub refuse: Mutex<bool>,
+pub(crate) struct FakeDevices {
+    pub(crate) links: Mutex<BTreeMap<u32, String>>,
+    pub(crate) attached: Mutex<BTreeMap<u32, u32>>,
+    pub(crate) refuse: Mutex<bool>,
 }
 
 impl Devices for FakeDevices {
@@ -137,9 +137,9 @@ impl Devices for FakeDevices {
 
 /// The API server's identities.
 #[derive(Clone, Default)]
-pub struct FakeStore {
-    pub objects: Arc<Mutex<BTreeMap<IdentityId, Arc<Labels>>>>,
-    pub away: Arc<Mutex<bool>>,
+pub(crate) struct FakeStore {
+    pub(crate) objects: Arc<Mutex<BTreeMap<IdentityId, Arc<Labels>>>>,
+    pub(crate) away: Arc<Mutex<bool>>,
 }
 
 impl IdentityStore for FakeStore {
@@ -177,16 +177,16 @@ impl PodSource for NoPods {
 }
 
 /// What survives an agent.
-pub struct Machine {
-    pub maps: Maps,
-    pub devices: Arc<FakeDevices>,
-    pub store: FakeStore,
-    pub state_dir: PathBuf,
-    pub tunnel: bool,
+pub(crate) struct Machine {
+    pub(crate) maps: Maps,
+    pub(crate) devices: Arc<FakeDevices>,
+    pub(crate) store: FakeStore,
+    pub(crate) state_dir: PathBuf,
+    pub(crate) tunnel: bool,
 }
 
 impl Machine {
-    pub fn new(name: &str) -> Self {
+    pub(crate) fn new(name: &str) -> Self {
         let state_dir = std::env::temp_dir().join(format!("agent-{name}-{}", std::process::id()));
         let _ = std::fs::remove_dir_all(&state_dir);
         Self {
@@ -206,20 +206,20 @@ impl Drop for Machine {
 }
 
 /// A running agent.
-pub struct World {
-    pub jobs: Group,
-    pub node: Arc<LocalNode>,
-    pub pods: Writer<LocalPod>,
-    pub namespaces: Writer<Namespace>,
-    pub nodes: Writer<Node>,
-    pub cluster: Writer<ClusterEndpoint>,
-    pub identities: Writer<Identity>,
-    pub host: Writer<HostAddress>,
-    pub endpoints: Arc<Endpoints>,
-    pub desired_lxc: Table<LocalAddress>,
-    pub desired_devices: Table<Device>,
-    pub desired_ipcache: Table<IpcacheEntry>,
-    pub routes: Table<DesiredRoute>,
+pub(crate) struct World {
+    pub(crate) jobs: Group,
+    pub(crate) node: Arc<LocalNode>,
+    pub(crate) pods: Writer<LocalPod>,
+    pub(crate) namespaces: Writer<Namespace>,
+    pub(crate) nodes: Writer<Node>,
+    pub(crate) cluster: Writer<ClusterEndpoint>,
+    pub(crate) identities: Writer<Identity>,
+    pub(crate) host: Writer<HostAddress>,
+    pub(crate) endpoints: Arc<Endpoints>,
+    pub(crate) desired_lxc: Table<LocalAddress>,
+    pub(crate) desired_devices: Table<Device>,
+    pub(crate) desired_ipcache: Table<IpcacheEntry>,
+    pub(crate) routes: Table<DesiredRoute>,
     unsynchronised: Option<Unsynchronised>,
 }
 
@@ -259,7 +259,7 @@ fn local_node(tunnel: bool) -> LocalNode {
 
 impl World {
     /// Starts an agent on the machine and restores what the one before it left.
-    pub fn start(machine: &Machine) -> Self {
+    pub(crate) fn start(machine: &Machine) -> Self {
         let jobs = Group::new();
         let node = Arc::new(local_node(machine.tunnel));
         let (pods, pod_writer) = Table::new("pods");
@@ -286,8 +286,7 @@ impl World {
         for router in &node.routers {
             ipam.take(*router, "router", Instant::now()).unwrap();
         }
-        let identities =
-            Identities::new(Arc::new(machine.store.clone()), identity_writer.clone());
+        let identities = Identities::new(Arc::new(machine.store.clone()), identity_writer.clone());
         let endpoints = Arc::new(Endpoints::new(Parts {
             writer: endpoint_writer,
             ipam,
@@ -334,7 +333,7 @@ impl World {
     }
 
     /// Every watch has listed once. Identities of the API server come with it.
-    pub fn synchronise(&mut self, machine: &Machine) {
+    pub(crate) fn synchronise(&mut self, machine: &Machine) {
         let Some(promises) = self.unsynchronised.take() else { return };
         for (id, labels) in machine.store.objects.lock().unwrap().iter() {
             self.identities.upsert(Identity { id: *id, labels: Arc::clone(labels) });
@@ -348,18 +347,23 @@ impl World {
 
     /// Lets everything that can happen now happen. Time is paused, so it goes on only when nobody
     /// has anything left to do.
-    pub async fn settle(&self) {
+    pub(crate) async fn settle(&self) {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
 
     /// Lets retries and the periodic passes happen too.
-    pub async fn wait_long(&self) {
+    pub(crate) async fn wait_long(&self) {
         tokio::time::sleep(Duration::from_secs(1200)).await;
     }
 
     /// What the CNI plugin does: reserves addresses, makes a device, asks for the endpoint. What it
     /// reserved it gives back when that fails.
-    pub async fn create(&self, machine: &Machine, pod: &PodName, ifindex: u32) -> Result<Arc<Endpoint>, String> {
+    pub(crate) async fn create(
+        &self,
+        machine: &Machine,
+        pod: &PodName,
+        ifindex: u32,
+    ) -> Result<Arc<Endpoint>, String> {
         let addresses = self
             .endpoints
             .ipam()
@@ -394,7 +398,7 @@ impl World {
     }
 
     /// What DEL does: the endpoint, then its device.
-    pub async fn remove(&self, machine: &Machine, id: EndpointId) -> bool {
+    pub(crate) async fn remove(&self, machine: &Machine, id: EndpointId) -> bool {
         let Some(endpoint) = self.endpoints.table().get(&id) else { return false };
         let removed = self.endpoints.delete(&api::rest::EndpointRef::Local(id)).await;
         machine.devices.links.lock().unwrap().remove(&endpoint.spec.ifindex);
@@ -403,13 +407,13 @@ impl World {
     }
 
     /// What we would tell the API server.
-    pub fn published(&self) -> Vec<PublishedEndpoint> {
+    pub(crate) fn published(&self) -> Vec<PublishedEndpoint> {
         let pods = self.pods.table().snapshot();
         published(&self.node, &self.endpoints.table().snapshot(), &pods)
     }
 
     /// The agent dies: nothing is undone.
-    pub async fn stop(self) {
+    pub(crate) async fn stop(self) {
         self.jobs.shutdown(Duration::from_secs(10)).await.unwrap();
     }
 }
@@ -452,7 +456,11 @@ fn follow(
     (progress, route_table)
 }
 
-fn reconcile<R: Row, T: Target<R> + Sync>(jobs: &Group, table: &Table<R>, target: T) -> Progress<R> {
+fn reconcile<R: Row, T: Target<R> + Sync>(
+    jobs: &Group,
+    table: &Table<R>,
+    target: T,
+) -> Progress<R> {
     let (reconciler, progress) = Reconciler::new(table, target, Pace::default());
     jobs.spawn(format!("reconcile-{}", table.snapshot().name()), |job| async move {
         reconciler.run(job.stop).await;
