@@ -231,7 +231,7 @@ fn patches(k: &Kubectl<'_>) {
     k.check("label pod web tier=front", "", "labeled");
     k.refused("label pod web tier=back", "", "already has a value");
     k.check("label pod web tier-", "", "label");
-    k.check("annotate pod web note='some text'", "", "annotated");
+    k.check("annotate pod web note='some text'", "", "annotate");
     k.check(r#"patch pod web -p '{"metadata":{"labels":{"s":"1"}}}'"#, "", "patched");
     k.check(r#"patch pod web --type=merge -p '{"metadata":{"labels":{"m":"1"}}}'"#, "", "patched");
     k.check(
