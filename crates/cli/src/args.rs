@@ -71,7 +71,7 @@ pub(crate) struct Whom {
     /// The agent's socket
     #[arg(long, env = "CILIUM_SOCK", value_name = "PATH", help_heading = "Which agent")]
     pub(crate) socket: Option<PathBuf>,
-    /// The agent of this node of a lab
+    /// The agent of this node of the lab; by default that of this machine, or else all of the lab
     #[arg(long, value_name = "NAME", conflicts_with = "socket", help_heading = "Which agent")]
     pub(crate) node: Option<String>,
     /// The lab, where there are several
