@@ -42,6 +42,9 @@ pub struct NodeCheckpoint {
     pub pod_cidrs: Vec<IpNet>,
     /// Addresses of `cilium_host`.
     pub routers: Vec<IpAddr>,
+    /// UDP port of the tunnel device, which cannot be changed once it exists; 0 without one.
+    #[serde(default)]
+    pub tunnel_port: u16,
 }
 
 /// The directory of the checkpoints.

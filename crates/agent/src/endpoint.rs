@@ -27,6 +27,7 @@ use crate::checkpoint::{CheckpointError, Checkpoints};
 use crate::controllers::{endpoint_addresses, endpoint_device};
 use crate::identity::{self, AllocateError, Identities, Identity};
 use crate::ipam::{Ipam, IpamError, RESERVATION_AGE_MAX};
+use crate::ipcache::Source;
 use crate::tables::{
     Device, Endpoint, EndpointSpec, IpcacheEntry, LocalAddress, LocalPod, Namespace,
 };
@@ -112,6 +113,9 @@ pub enum CreateError {
         #[source]
         source: SettleError,
     },
+    /// Somebody deleted the endpoint before it was ready.
+    #[error("the endpoint was deleted while it was being created")]
+    Deleted,
     /// The maps were not written in time.
     #[error("the endpoint was not in the maps after {} s", SETTLE_TIMEOUT.as_secs())]
     Late,
@@ -234,7 +238,8 @@ impl Endpoints {
             Err(error) => {
                 self.withdraw(&endpoint).await;
                 // The addresses stay reserved: whoever reserved them gives them back or they expire.
-                self.ipam().unconfirm(&endpoint.spec.addresses, Instant::now());
+                let owner = owner(&endpoint.spec);
+                self.ipam().unconfirm(&endpoint.spec.addresses, &owner, Instant::now());
                 Err(error)
             }
         }
@@ -486,7 +491,7 @@ impl Endpoints {
         let now = Instant::now();
         for (taken, address) in spec.addresses.iter().enumerate() {
             if let Err(error) = ipam.take(*address, &owner, now) {
-                ipam.unconfirm(&spec.addresses[..taken], now);
+                ipam.unconfirm(&spec.addresses[..taken], &owner, now);
                 return Err(error.into());
             }
         }
@@ -511,32 +516,44 @@ impl Endpoints {
                 checkpoints.save(&endpoint).map_err(CreateError::from)
             })
         };
-        let settled = tokio::time::timeout(SETTLE_TIMEOUT, self.settled(endpoint));
+        let settled = async {
+            tokio::select! {
+                settled = self.settled(endpoint) => settled,
+                () = self.deleted(endpoint.id) => Err(CreateError::Deleted),
+                () = tokio::time::sleep(SETTLE_TIMEOUT) => Err(CreateError::Late),
+            }
+        };
         let (work, settled) = tokio::join!(work, settled);
         work.expect("attaching does not panic and is not cancelled")?;
-        settled.map_err(|_late| CreateError::Late)?
+        settled
     }
 
-    /// Waits until the maps hold the rows of the endpoint.
+    /// Waits until the maps hold the rows of the endpoint, be its identity what it may by then.
     async fn settled(&self, endpoint: &Endpoint) -> Result<(), CreateError> {
         let maps = &self.maps;
-        let device = endpoint_device(endpoint);
-        settled("the device", &maps.device_table, &maps.devices, &device.key(), |row| {
-            *row == device
+        let id = endpoint.id.number();
+        let device = endpoint_device(endpoint).key();
+        settled("the device", &maps.device_table, &maps.devices, &device, |row| {
+            row.endpoint.lxc_id == id
         })
         .await?;
         for address in endpoint_addresses(endpoint) {
-            let prefix = IpNet::from(address.address);
-            settled("an address", &maps.address_table, &maps.addresses, &address.key(), |row| {
-                *row == address
+            let (key, prefix) = (address.key(), IpNet::from(address.address));
+            settled("an address", &maps.address_table, &maps.addresses, &key, |row| {
+                row.info.lxc_id == id
             })
             .await?;
             settled("the identity", &maps.ipcache_table, &maps.ipcache, &prefix, |row| {
-                row.identity == endpoint.identity.id
+                row.source == Source::Local
             })
             .await?;
         }
         Ok(())
+    }
+
+    /// Waits until the endpoint is deleted.
+    async fn deleted(&self, id: EndpointId) {
+        self.table().wait_for(|rows| rows.get(&id).is_none()).await;
     }
 
     async fn remove(&self, endpoint: &Endpoint) {
@@ -555,14 +572,14 @@ impl Endpoints {
             tracing::warn!(endpoint_id = %endpoint.id, %error, "Cannot remove a checkpoint");
         }
         let gone = async {
-            let device = endpoint_device(endpoint);
             let maps = &self.maps;
-            forgotten(&maps.device_table, &maps.devices, &device.key(), |row| *row == device).await;
+            let id = endpoint.id.number();
+            let device = endpoint_device(endpoint).key();
+            let ours = |row: &Device| row.endpoint.lxc_id == id;
+            forgotten(&maps.device_table, &maps.devices, &device, ours).await;
             for address in endpoint_addresses(endpoint) {
-                forgotten(&maps.address_table, &maps.addresses, &address.key(), |row| {
-                    row.info.ifindex == endpoint.spec.ifindex
-                })
-                .await;
+                let ours = |row: &LocalAddress| row.info.lxc_id == id;
+                forgotten(&maps.address_table, &maps.addresses, &address.key(), ours).await;
             }
         };
         if tokio::time::timeout(SETTLE_TIMEOUT, gone).await.is_err() {

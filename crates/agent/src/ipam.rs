@@ -145,12 +145,13 @@ impl Ipam {
         Ok(())
     }
 
-    /// The endpoint that took these addresses failed: they are merely reserved again.
-    pub fn unconfirm(&mut self, addresses: &[IpAddr], now: Instant) {
+    /// The endpoint of `owner` that took these addresses failed: they are merely reserved again.
+    pub fn unconfirm(&mut self, addresses: &[IpAddr], owner: &str, now: Instant) {
         for address in addresses {
-            if let Some(a) = self.pool_mut(*address).and_then(|p| p.used.get_mut(address)) {
-                a.confirmed = false;
-                a.since = now;
+            let allocation = self.pool_mut(*address).and_then(|p| p.used.get_mut(address));
+            if let Some(allocation) = allocation.filter(|a| a.owner == owner) {
+                allocation.confirmed = false;
+                allocation.since = now;
             }
         }
     }

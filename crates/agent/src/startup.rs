@@ -54,7 +54,7 @@ pub async fn discover(
             Ok(Ok((addresses, pod_cidrs, routers))) => {
                 let present = router_of_device(netlink);
                 let routers = choose_routers(config, &pod_cidrs, &[present, routers].concat())?;
-                let checkpoint = NodeCheckpoint { addresses, pod_cidrs, routers };
+                let checkpoint = NodeCheckpoint { addresses, pod_cidrs, routers, tunnel_port: 0 };
                 checkpoints.save_node(&checkpoint)?;
                 return Ok(checkpoint);
             }

@@ -93,8 +93,9 @@ pub async fn run(loaded: Loaded, name: NodeName) -> anyhow::Result<()> {
         result = ended(&jobs) => return result,
     };
 
-    let base = tokio::task::block_in_place(|| prepare_base(&config, name, &discovered, &netlink))?;
-    let Base { node, datapath } = base;
+    let Base { node, datapath } = tokio::task::block_in_place(|| {
+        prepare_base(&config, name, discovered, &netlink, &checkpoints)
+    })?;
     let (endpoint_table, endpoint_writer) = Table::new("endpoints");
     let restored_all = endpoint_writer.initializer("restore");
     let sources = Sources {
@@ -296,21 +297,27 @@ struct Base {
 fn prepare_base(
     config: &Config,
     name: NodeName,
-    discovered: &NodeCheckpoint,
+    mut checkpoint: NodeCheckpoint,
     netlink: &Netlink,
+    checkpoints: &Checkpoints,
 ) -> anyhow::Result<Base> {
-    let NodeCheckpoint { addresses, pod_cidrs, routers } = discovered.clone();
     let (enable_ipv4, enable_ipv6) = (config.enable_ipv4, config.enable_ipv6);
     let tunnel = config.routing_mode == RoutingMode::Tunnel;
     base::set_node_sysctls(enable_ipv4, enable_ipv6)?;
     let mtu = (config.mtu != 0).then_some(config.mtu);
     let network = base::network_devices(netlink, &config.devices, mtu)?;
+    let port = if tunnel { config.effective_tunnel_port() } else { 0 };
+    if checkpoint.tunnel_port != port {
+        // The device is made anew, with the port that is wanted now, or not at all.
+        base::remove_vxlan_device(netlink)?;
+        checkpoint.tunnel_port = port;
+        checkpoints.save_node(&checkpoint)?;
+    }
+    let NodeCheckpoint { addresses, pod_cidrs, routers, .. } = checkpoint;
     let host = base::ensure_host_device(netlink, &routers, network.mtu, enable_ipv6)?;
     let vxlan = if tunnel {
-        let port = config.effective_tunnel_port();
         Some(base::ensure_vxlan_device(netlink, port, network.mtu, enable_ipv6)?)
     } else {
-        base::remove_vxlan_device(netlink)?;
         None
     };
     let underlay_is_ipv4 = addresses.iter().any(IpAddr::is_ipv4);

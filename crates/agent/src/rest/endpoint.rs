@@ -1,6 +1,7 @@
 //! `/endpoint`: the pods of this node.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use api::rest::{
     AddressPair, Endpoint as ApiEndpoint, EndpointBatchDeleteRequest, EndpointChangeRequest,
@@ -18,6 +19,9 @@ use crate::endpoint::{CreateError, find};
 use crate::identity::Identity;
 use crate::k8s::watch::chain;
 use crate::tables::{Endpoint, EndpointSpec};
+
+/// How long a plugin waits for an agent that is starting before it is sent away.
+const READY_PATIENCE: Duration = Duration::from_secs(10);
 
 /// `GET /endpoint`
 pub(super) async fn list(State(agent): Shared) -> Json<Vec<ApiEndpoint>> {
@@ -40,7 +44,7 @@ pub(super) async fn create(
     Json(request): Json<EndpointChangeRequest>,
 ) -> Result<Response, Refused> {
     let which: EndpointRef = id.parse().map_err(Refused::bad_request)?;
-    if !agent.ready.is_ready() {
+    if tokio::time::timeout(READY_PATIENCE, agent.ready.reached()).await.is_err() {
         let message = format!("the agent is not ready: {}", agent.ready.reason());
         return Err(Refused::new(StatusCode::SERVICE_UNAVAILABLE, message));
     }
@@ -134,7 +138,9 @@ fn one(agent: &Agent, id: &str) -> Result<Arc<Endpoint>, Refused> {
 fn refused(error: &CreateError) -> Refused {
     let status = match error {
         CreateError::Invalid { .. } => StatusCode::BAD_REQUEST,
-        CreateError::Exists { .. } | CreateError::Address(_) => StatusCode::CONFLICT,
+        CreateError::Exists { .. } | CreateError::Address(_) | CreateError::Deleted => {
+            StatusCode::CONFLICT
+        }
         CreateError::Exhausted => StatusCode::TOO_MANY_REQUESTS,
         CreateError::Identity(_) | CreateError::Late => StatusCode::SERVICE_UNAVAILABLE,
         CreateError::Attach { .. } | CreateError::Checkpoint(_) | CreateError::Settle { .. } => {

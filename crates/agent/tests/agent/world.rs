@@ -216,9 +216,6 @@ pub(crate) struct World {
     pub(crate) identities: Writer<Identity>,
     pub(crate) host: Writer<HostAddress>,
     pub(crate) endpoints: Arc<Endpoints>,
-    pub(crate) desired_lxc: Table<LocalAddress>,
-    pub(crate) desired_devices: Table<Device>,
-    pub(crate) desired_ipcache: Table<IpcacheEntry>,
     pub(crate) routes: Table<DesiredRoute>,
     unsynchronised: Option<Unsynchronised>,
 }
@@ -295,7 +292,7 @@ impl World {
             namespaces: namespaces.clone(),
             source: Arc::new(NoPods),
             devices: machine.devices.clone(),
-            maps: maps.clone(),
+            maps,
             checkpoints: Checkpoints::below(&machine.state_dir),
             rules: LabelRules { cluster: "test".to_owned(), filter: LabelFilter::default() },
         }));
@@ -324,9 +321,6 @@ impl World {
             identities: identity_writer,
             host: host_writer,
             endpoints,
-            desired_lxc: maps.address_table,
-            desired_devices: maps.device_table,
-            desired_ipcache: maps.ipcache_table,
             routes,
             unsynchronised,
         }
