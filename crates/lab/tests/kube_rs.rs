@@ -329,3 +329,45 @@ async fn the_state_outlives_the_process() {
     cluster.server.shutdown().await;
     std::fs::remove_dir_all(directory).unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_watches_see_every_write_in_order() {
+    const WATCHES: usize = 50;
+    const WRITES: usize = 500;
+    let cluster = Cluster::start(Config::default()).await;
+    let version = cluster.server.api().store.resource_version().to_string();
+    let mut watches = tokio::task::JoinSet::new();
+    for _ in 0..WATCHES {
+        let maps = cluster.maps();
+        let version = version.clone();
+        watches.spawn(async move {
+            let params = WatchParams::default().labels("test=yes");
+            let mut events = maps.watch(&params, &version).await.unwrap().boxed();
+            let mut seen = Vec::new();
+            while seen.len() < WRITES {
+                match events.try_next().await.unwrap().expect("the watch goes on") {
+                    WatchEvent::Added(object) => seen.push(object.metadata.name.unwrap()),
+                    WatchEvent::Bookmark(_) => {}
+                    other => panic!("{other:?}"),
+                }
+            }
+            seen
+        });
+    }
+    let start = std::time::Instant::now();
+    let writers = (0..10).map(|writer| {
+        let maps = cluster.maps();
+        async move {
+            for n in 0..WRITES / 10 {
+                let name = format!("m{writer}-{n}");
+                maps.create(&PostParams::default(), &map(&name, json!({}))).await.unwrap();
+            }
+        }
+    });
+    futures::future::join_all(writers).await;
+    let rate = WRITES as f64 / start.elapsed().as_secs_f64();
+    let told = tokio::time::timeout(6 * PATIENCE, watches.join_all()).await.expect("all is told");
+    println!("{rate:.0} writes/s with {WATCHES} watches");
+    assert!(told.iter().all(|one| one == &told[0]), "all watches see the same order");
+    cluster.server.shutdown().await;
+}

@@ -258,7 +258,7 @@ fn patches(k: &Kubectl<'_>) {
     k.refused(
         r#"patch pod web --type=json -p '[{"op":"remove","path":"/nothing"}]'"#,
         "",
-        "cannot be applied",
+        "invalid",
     );
     k.check("set image pod/web web=nginx:1.27", "", "image updated");
 }
@@ -312,7 +312,7 @@ fn deletion(k: &Kubectl<'_>) {
     k.check("get pod db -o jsonpath={.metadata.deletionGracePeriodSeconds}", "", "30");
     k.check("delete pod db --force --grace-period=0", "", "force deleted");
     let gone = k.run("wait --for=delete pod/db --timeout=5s", "");
-    assert!(gone.ok || gone.text.contains("not found"), "{}", gone.text);
+    assert!(gone.ok || gone.text.contains("no matching resources"), "{}", gone.text);
     k.check("delete pods --all", "", "pod \"web\" deleted");
     k.check("get pods", "", "No resources found");
     k.check(

@@ -289,6 +289,7 @@ impl Api {
             return Err(target.invalid(&name, &errors));
         }
         self.check_namespace(target, &value)?;
+        self.check_service_account(target, &value)?;
         if resource.is("apiextensions.k8s.io", "customresourcedefinitions") {
             crd::set_conditions(&mut value, &self.catalog());
         }
@@ -357,6 +358,23 @@ impl Api {
             return Err(ApiError::forbidden(&resource.plural, &resource.group, name, &why));
         }
         Ok(())
+    }
+
+    /// A pod runs as somebody who exists.
+    fn check_service_account(&self, target: &Target, pod: &Value) -> Result<(), ApiError> {
+        if !target.resource.is("", "pods") {
+            return Ok(());
+        }
+        let account = pod["spec"]["serviceAccountName"].as_str().unwrap_or_default();
+        let namespace = &target.namespace;
+        if self.store.get("serviceaccounts", &Key::new(namespace, account)).is_some() {
+            return Ok(());
+        }
+        let name = pod["metadata"]["name"].as_str().unwrap_or_default();
+        let why = format!(
+            "error looking up service account {namespace}/{account}: serviceaccount \"{account}\" not found"
+        );
+        Err(ApiError::forbidden("pods", "", name, &why))
     }
 
     /// Replaces an object by what the client sent.
@@ -712,8 +730,8 @@ impl Api {
         }
     }
 
-    /// What every namespace has from the start.
-    fn furnish_namespace(&self, namespace: &str) {
+    /// What every namespace has, from the start and again when somebody removes it.
+    pub(super) fn furnish_namespace(&self, namespace: &str) {
         let options = WriteOptions::by("kube-controller-manager");
         let furniture = [
             ("serviceaccounts", json!({ "metadata": { "name": "default" } })),
@@ -760,7 +778,12 @@ fn unchanged(object: Arc<Object>) -> Outcome {
 /// What a write would have made; a dry run gives no new resource version.
 fn dry_object(value: &mut Value, resource: &Resource) -> Arc<Object> {
     let version = value["metadata"]["resourceVersion"].as_str().and_then(|v| v.parse().ok());
-    Arc::new(Object::new(value, version.unwrap_or(0), resource.indexed))
+    let mut object = Object::new(value, version.unwrap_or(0), resource.indexed);
+    if version.is_none() {
+        object_at(value, "metadata").remove("resourceVersion");
+        object.json = value.to_string().into();
+    }
+    object.into()
 }
 
 /// Where a chunked list goes on.

@@ -1,21 +1,27 @@
 //! Removes what nothing needs any more: contents of deleted namespaces, objects whose
-//! owners are gone.
+//! owners are gone, events that are old.
 //!
 //! Works through the changes in the order in which they happen. An object goes
 //! when none of its owners exists; `foregroundDeletion` and `orphan` are finalizers
 //! that this takes off when their condition holds.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio_util::sync::CancellationToken;
 
 use super::api::{Api, DeleteOptions, ListOptions, Target, WriteOptions};
-use super::object::{Key, Object};
+use super::object::{Key, Object, timestamp};
 use super::patch::Patch;
 use super::status::ApiError;
 use super::store::{Change, Written};
+
+/// How long events are kept.
+const EVENT_AGE_MAX_SECONDS: i64 = 60 * 60;
+/// How often old events are looked for.
+const EVENT_SWEEP_INTERVAL: Duration = Duration::from_secs(5 * 60);
 
 /// Runs until told to stop.
 pub(super) async fn run(
@@ -24,10 +30,15 @@ pub(super) async fn run(
     stop: CancellationToken,
 ) {
     resume(&api);
+    let mut sweep = tokio::time::interval(EVENT_SWEEP_INTERVAL);
     loop {
         let written = tokio::select! {
             () = stop.cancelled() => return,
             written = changes.recv() => written,
+            _ = sweep.tick() => {
+                remove_old_events(&api);
+                continue;
+            }
         };
         let Some(written) = written else { return };
         handle(&api, &written);
@@ -56,6 +67,11 @@ fn handle(api: &Api, written: &Written) {
         }
         // Whoever waits for this object to go: its namespace, and its owners.
         if let Some(namespace) = api.store.get("namespaces", &Key::new("", &object.key.namespace)) {
+            if !namespace.is_being_deleted
+                && ["serviceaccounts", "configmaps"].contains(&&**resource)
+            {
+                api.furnish_namespace(&namespace.key.name);
+            }
             check_object(api, "namespaces", &namespace);
         }
         for owner in &object.owners {
@@ -108,6 +124,17 @@ fn check_object(api: &Api, resource: &str, object: &Object) {
             log(&resource, &key, disown(api, &resource, &key, &object.uid));
         }
         log(resource, &object.key, remove_finalizer(api, resource, object, "orphan"));
+    }
+}
+
+fn remove_old_events(api: &Api) {
+    let oldest = timestamp(-EVENT_AGE_MAX_SECONDS);
+    let (_, events) = api.store.list(&"events".into());
+    for (key, event) in &events {
+        // Times of this form sort as text.
+        if event.value()["metadata"]["creationTimestamp"].as_str() < Some(&oldest) {
+            log("events", key, delete(api, "events", key));
+        }
     }
 }
 
