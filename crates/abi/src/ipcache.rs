@@ -1,6 +1,6 @@
 //! Who is behind an address anywhere in the cluster: identity and tunnel endpoint.
 //!
-//! Host prefixes (/32, /128) are in the hash `cilium_ipcache_hosts` keyed by
+//! Host prefixes (/32, /128) are in the hash `cilium_hosts_v1` keyed by
 //! [`crate::AddressKey`]; shorter prefixes in the trie `cilium_ipcache_v2` keyed by
 //! [`IpcacheKey`]. Both have [`RemoteEndpointInfo`] as value.
 

@@ -28,8 +28,7 @@ pub const LXC_DEVICES: MapName = MapName { name: "cilium_lxc_devices_v1", max_en
 /// [`crate::ipcache::RemoteEndpointInfo`].
 pub const IPCACHE: MapName = MapName { name: "cilium_ipcache_v2", max_entries: 512_000 };
 /// Host prefixes: [`crate::AddressKey`] → [`crate::ipcache::RemoteEndpointInfo`].
-pub const IPCACHE_HOSTS: MapName =
-    MapName { name: "cilium_ipcache_hosts_v1", max_entries: 512_000 };
+pub const IPCACHE_HOSTS: MapName = MapName { name: "cilium_hosts_v1", max_entries: 512_000 };
 /// Counters: [`crate::metrics::index`] → [`crate::metrics::MetricsValue`] per CPU.
 pub const METRICS: MapName =
     MapName { name: "cilium_metrics_v1", max_entries: crate::metrics::METRICS_LEN };
@@ -60,12 +59,5 @@ pub const TO_OVERLAY: &str = "cil_to_overlay";
 pub const FROM_HOST: &str = "cil_from_host";
 
 /// Every program, in the order of a packet's way out and in.
-pub const PROGRAMS: [&str; 7] = [
-    FROM_CONTAINER,
-    TO_CONTAINER,
-    FROM_NETDEV,
-    TO_NETDEV,
-    FROM_OVERLAY,
-    TO_OVERLAY,
-    FROM_HOST,
-];
+pub const PROGRAMS: [&str; 7] =
+    [FROM_CONTAINER, TO_CONTAINER, FROM_NETDEV, TO_NETDEV, FROM_OVERLAY, TO_OVERLAY, FROM_HOST];

@@ -102,7 +102,7 @@ fn write<K: Plain, V: Plain>(
 
 /// The two maps of the ipcache: host prefixes in a hash, shorter ones in a trie.
 pub struct IpcacheTarget {
-    /// `cilium_ipcache_hosts`.
+    /// `cilium_hosts_v1`.
     pub hosts: Arc<dyn Map<AddressKey, RemoteEndpointInfo>>,
     /// `cilium_ipcache`.
     pub prefixes: Arc<dyn Map<IpcacheKey, RemoteEndpointInfo>>,

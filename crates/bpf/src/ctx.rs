@@ -3,16 +3,16 @@
 use abi::event::{DebugMessage, DropNotify, TraceNotify};
 use aya_ebpf::bindings::{
     __sk_buff, BPF_F_TUNINFO_IPV6, BPF_F_ZERO_CSUM_TX, BPF_FIB_LKUP_RET_BLACKHOLE,
-    BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS, bpf_fib_lookup as FibLookup, bpf_redir_neigh as Neighbour,
-    bpf_tunnel_key as TunnelKey,
+    BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS, bpf_fib_lookup as FibLookup,
+    bpf_redir_neigh as Neighbour, bpf_tunnel_key as TunnelKey,
 };
 use aya_ebpf::helpers::{
-    bpf_fib_lookup, bpf_get_hash_recalc, bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer, bpf_skb_change_type, bpf_skb_get_tunnel_key,
-    bpf_skb_pull_data, bpf_skb_set_tunnel_key,
+    bpf_fib_lookup, bpf_get_hash_recalc, bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer,
+    bpf_skb_change_type, bpf_skb_get_tunnel_key, bpf_skb_pull_data, bpf_skb_set_tunnel_key,
 };
 use aya_ebpf::programs::TcContext;
-use datapath::{Packet, Verdict};
 use datapath::packet::{AF_INET, NetworkAddress, Route, RouteQuery};
+use datapath::{Packet, Verdict};
 
 use crate::events;
 
@@ -316,12 +316,7 @@ impl Packet for Skb {
         }
         // SAFETY: the helper reads and writes `fib` only.
         let found = unsafe {
-            bpf_fib_lookup(
-                self.skb.cast(),
-                &raw mut fib,
-                size_of::<FibLookup>() as i32,
-                0,
-            )
+            bpf_fib_lookup(self.skb.cast(), &raw mut fib, size_of::<FibLookup>() as i32, 0)
         };
         match u32::try_from(found) {
             Ok(BPF_FIB_LKUP_RET_SUCCESS) => Route::Neighbour {

@@ -27,7 +27,7 @@ static LXC_DEVICES: HashMap<
     SPARSE,
 > = HashMap::new();
 
-#[btf_map(name = "cilium_ipcache_hosts_v1")]
+#[btf_map(name = "cilium_hosts_v1")]
 static IPCACHE_HOSTS: HashMap<
     AddressKey,
     RemoteEndpointInfo,

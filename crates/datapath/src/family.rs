@@ -288,8 +288,7 @@ impl Family for V6 {
     ) -> Result<OnLink, DropReason> {
         let own = Self::own_address(device);
         let is_own = header.source == own && own != Addr::UNSPECIFIED;
-        let is_link_scoped =
-            header.source == Addr::UNSPECIFIED || is_link_local(header.source);
+        let is_link_scoped = header.source == Addr::UNSPECIFIED || is_link_local(header.source);
         if !is_own && !is_link_scoped {
             return Err(DropReason::InvalidSip);
         }

@@ -85,7 +85,8 @@ pub fn identity_of<F: Family, M: Maps>(maps: &M, key: &AddressKey) -> u32 {
 /// The node that packets to `remote` are encapsulated to; `None` when they are routed.
 pub fn tunnel_to<M: Maps>(maps: &M, remote: &RemoteEndpointInfo) -> Option<NetworkAddress> {
     let relevant = IPCACHE_F_HAS_TUNNEL_ENDPOINT | IPCACHE_F_SKIP_TUNNEL;
-    if maps.config().tunnel == TUNNEL_OFF || remote.flags & relevant != IPCACHE_F_HAS_TUNNEL_ENDPOINT
+    if maps.config().tunnel == TUNNEL_OFF
+        || remote.flags & relevant != IPCACHE_F_HAS_TUNNEL_ENDPOINT
     {
         return None;
     }

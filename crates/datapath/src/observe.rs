@@ -1,13 +1,13 @@
 //! What others learn of a packet: counters, and events when somebody listens.
 
+use abi::DropReason;
+use abi::config::AGGREGATION_LOWEST;
+use abi::drop_reason::{REASON_FORWARDED, REASON_INTERFACE};
 use abi::event::{
     CAPTURE_LEN_MAX, CaptureHeader, DebugMessage, DropNotify, EVENT_F_IPV6, EventType, HookId,
     ObservationPoint, TRACE_REASON_UNKNOWN, TraceNotify,
 };
-use abi::config::AGGREGATION_LOWEST;
-use abi::drop_reason::{REASON_FORWARDED, REASON_INTERFACE};
 use abi::metrics::{self, Direction};
-use abi::DropReason;
 
 use crate::family::{Family, V6};
 use crate::maps::Maps;
@@ -136,13 +136,7 @@ pub fn is_traced<M: Maps>(maps: &M) -> bool {
     maps.config().trace_events != 0 && is_wanted(maps, EventType::Trace)
 }
 
-fn trace<P: Packet, M: Maps>(
-    packet: &P,
-    maps: &M,
-    seen: &Seen,
-    point: u8,
-    ifindex: u32,
-) {
+fn trace<P: Packet, M: Maps>(packet: &P, maps: &M, seen: &Seen, point: u8, ifindex: u32) {
     if !is_traced(maps) {
         return;
     }

@@ -3,19 +3,19 @@
 //! ARP and neighbour solicitations are answered here, the pod's gateway is nowhere else. Then: who
 //! sends (one lookup by device), is the source address its own, who is meant, and there.
 
+use abi::DropReason;
 use abi::endpoint::{DeviceEndpoint, ENDPOINT_F_HOST};
 use abi::event::{DEBUG_ICMP6_NS, HookId, ObservationPoint};
 use abi::metrics::Direction;
-use abi::DropReason;
 
 use super::{Carries, Hook, Verdict, carries};
 use crate::family::{Family, OnLink, V4, V6, address_key};
+use crate::forward;
 use crate::identity::world;
 use crate::maps::Maps;
 use crate::observe::{self, Seen};
 use crate::packet::Packet;
 use crate::wire::{arp, icmp6};
-use crate::forward;
 
 /// `cil_from_container`.
 #[derive(Clone, Copy, Debug)]
@@ -78,10 +78,7 @@ fn send<F: Family, P: Packet, M: Maps>(
 }
 
 /// Everybody but the pod itself is at the gateway's MAC address.
-fn answer_arp<P: Packet>(
-    packet: &mut P,
-    device: &DeviceEndpoint,
-) -> Result<Verdict, DropReason> {
+fn answer_arp<P: Packet>(packet: &mut P, device: &DeviceEndpoint) -> Result<Verdict, DropReason> {
     let Some(request) = arp::request(packet) else {
         return Err(DropReason::UnknownL3);
     };

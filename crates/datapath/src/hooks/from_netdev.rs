@@ -3,10 +3,10 @@
 //! Most of it is for the node, encapsulated packets included, and goes up the stack after one
 //! lookup. What is for a pod is delivered from here.
 
+use abi::DropReason;
 use abi::endpoint::ENDPOINT_F_HOST;
 use abi::event::{HookId, ObservationPoint};
 use abi::metrics::Direction;
-use abi::DropReason;
 
 use super::{Carries, Hook, Verdict, carries};
 use crate::family::{Family, V4, V6, address_key};
@@ -52,9 +52,7 @@ fn receive<F: Family, P: Packet, M: Maps>(
     }
     observe::came_in(packet, maps, seen, ObservationPoint::FromNetwork);
     match endpoint {
-        Some(endpoint) => {
-            forward::to_endpoint(packet, maps, seen, &header, endpoint)
-        }
+        Some(endpoint) => forward::to_endpoint(packet, maps, seen, &header, endpoint),
         None => Ok(Verdict::Pass),
     }
 }

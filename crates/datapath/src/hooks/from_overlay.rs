@@ -1,9 +1,9 @@
 //! What comes out of the tunnel: ingress of the tunnel device. The VNI says who sends.
 
+use abi::DropReason;
 use abi::endpoint::ENDPOINT_F_HOST;
 use abi::event::{DEBUG_DECAP, HookId, ObservationPoint};
 use abi::metrics::Direction;
-use abi::DropReason;
 
 use super::{Carries, Hook, Verdict, carries};
 use crate::family::{Family, V4, V6, address_key};
@@ -48,8 +48,7 @@ fn receive<F: Family, P: Packet, M: Maps>(
     observe::came_in(packet, maps, seen, ObservationPoint::FromOverlay);
     let header = F::parse(packet)?;
     // Another node believes that the address is here; if it is not, nobody else would know better.
-    let endpoint =
-        maps.endpoint(&address_key::<F>(header.target)).ok_or(DropReason::Unroutable)?;
+    let endpoint = maps.endpoint(&address_key::<F>(header.target)).ok_or(DropReason::Unroutable)?;
     if endpoint.flags & ENDPOINT_F_HOST == 0 {
         forward::to_endpoint(packet, maps, seen, &header, endpoint)
     } else {

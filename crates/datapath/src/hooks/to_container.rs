@@ -2,9 +2,9 @@
 //!
 //! Packets of other pods do not come by here, see [`crate::forward::to_endpoint`].
 
+use abi::DropReason;
 use abi::event::{HookId, ObservationPoint};
 use abi::metrics::Direction;
-use abi::DropReason;
 
 use super::{Carries, Hook, Verdict, carries};
 use crate::family::{Family, V4, V6, address_key};

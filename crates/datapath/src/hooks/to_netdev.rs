@@ -24,7 +24,9 @@ impl Hook for ToNetdev {
         seen: &mut Seen,
     ) -> Result<Verdict, DropReason> {
         match carries(packet, maps) {
-            Ok(found @ (Carries::V4 | Carries::V6)) => seen.is_ipv6 = u8::from(found == Carries::V6),
+            Ok(found @ (Carries::V4 | Carries::V6)) => {
+                seen.is_ipv6 = u8::from(found == Carries::V6)
+            }
             Ok(Carries::Arp | Carries::Other) | Err(_) => {
                 return Ok(Verdict::Pass);
             }
@@ -32,7 +34,7 @@ impl Hook for ToNetdev {
         // What bears no mark is the host's own.
         seen.source_identity = from_mark(packet.mark()).unwrap_or(identity::HOST);
         let ifindex = packet.ifindex();
-            seen.leaves(ObservationPoint::ToNetwork, ifindex);
+        seen.leaves(ObservationPoint::ToNetwork, ifindex);
         Ok(Verdict::Pass)
     }
 }

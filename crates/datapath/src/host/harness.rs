@@ -7,7 +7,7 @@ use std::vec::Vec;
 
 use abi::event::HookId;
 use abi::metrics::{self, Direction};
-use abi::{DropReason, DatapathConfig};
+use abi::{DatapathConfig, DropReason};
 
 use super::example::{self, POD_A, POD_B};
 use super::{Event, Frame, Node, Target, packets};
@@ -218,7 +218,8 @@ fn packets_are_whole(frame: &Frame) -> bool {
     let bytes = &frame.bytes;
     let l3_len = bytes.len() - crate::wire::eth::LEN;
     let stated = if bytes[12..14] == crate::wire::eth::IPV4 {
-        (l3_len >= 20 && bytes[14] == 0x45).then(|| usize::from(u16::from_be_bytes([bytes[16], bytes[17]])))
+        (l3_len >= 20 && bytes[14] == 0x45)
+            .then(|| usize::from(u16::from_be_bytes([bytes[16], bytes[17]])))
     } else {
         (l3_len >= 40 && bytes[14] >> 4 == 6)
             .then(|| usize::from(u16::from_be_bytes([bytes[18], bytes[19]])) + 40)

@@ -94,14 +94,9 @@ pub fn with_hop_limit(mut frame: Vec<u8>, hop_limit: u8) -> Vec<u8> {
 
 /// Who has `target`? Tell `sender`.
 pub fn arp_request(sender_mac: Mac, sender: Ipv4Addr, target: Ipv4Addr) -> Vec<u8> {
-    let body = [
-        &[0, 1, 8, 0, 6, 4, 0, 1][..],
-        &sender_mac,
-        &sender.octets(),
-        &[0; 6],
-        &target.octets(),
-    ]
-    .concat();
+    let body =
+        [&[0, 1, 8, 0, 6, 4, 0, 1][..], &sender_mac, &sender.octets(), &[0; 6], &target.octets()]
+            .concat();
     frame([0xff; 6], sender_mac, eth::ARP, &body)
 }
 

@@ -54,7 +54,11 @@ pub fn solicitation(packet: &impl Packet) -> Option<Solicitation> {
 ///
 /// Lengths stay: a link address option of the request becomes ours, and where there is none (as in
 /// a unicast request) none is needed. The checksum is adapted, so a wrong one stays wrong.
-pub fn advertise(packet: &mut impl Packet, solicitation: &Solicitation, mac: [u8; 8]) -> Option<()> {
+pub fn advertise(
+    packet: &mut impl Packet,
+    solicitation: &Solicitation,
+    mac: [u8; 8],
+) -> Option<()> {
     let frame: [u8; OFFSET] = packet.load(0)?;
     let ns = solicitation.bytes;
     let word = |offset| u32::from_ne_bytes(at(&ns, offset));

@@ -4,10 +4,7 @@
 //! pair on. For the first of these a line `VERIFIER <configuration> <program> <instructions>
 //! <stack>` goes to standard output; `cargo xtask test` keeps the table of them.
 
-use std::{
-    os::fd::{AsRawFd, BorrowedFd},
-    path::Path,
-};
+use std::path::Path;
 
 use abi::{DatapathConfig, names};
 use kernel::datapath::{Datapath, LoadError, LoadOptions, MapSizes};
@@ -51,7 +48,7 @@ fn every_program_loads_in_every_configuration() {
             let unneeded = if set >> 2 & 1 == 0 { 2 } else { 0 };
             assert_eq!(stats.len(), names::PROGRAMS.len() - unneeded);
             for program in stats {
-                let stack = stack_len(datapath.program(&program.name).expect("a loaded program"));
+                let stack = program.stack_bytes;
                 let shown = format!("{} {}", name(set), program.name);
                 assert!(program.verified_insns < INSTRUCTIONS_MAX, "{shown}");
                 assert!(stack <= STACK_MAX, "{shown}: {stack}");
@@ -119,45 +116,4 @@ fn load(set: u32) -> Result<Datapath, LoadError> {
     }
     let sizes = MapSizes { ipcache: 1024, ipcache_hosts: 1024, ..MapSizes::default() };
     Datapath::load(&LoadOptions { bpffs: Path::new(BPFFS), config, sizes })
-}
-
-/// Bytes of stack that a program takes, read from its machine code: `sub rsp, <bytes>` is in the
-/// first instructions of a function that has any. The verifier tells only in its log.
-fn stack_len(program: BorrowedFd<'_>) -> u32 {
-    const OBJ_GET_INFO_BY_FD: u32 = 15;
-    #[repr(C)]
-    #[derive(Default)]
-    struct Info {
-        kind: u32,
-        id: u32,
-        tag: [u8; 8],
-        jited_len: u32,
-        xlated_len: u32,
-        jited: u64,
-    }
-    #[repr(C)]
-    struct Attr {
-        fd: u32,
-        info_len: u32,
-        info: u64,
-    }
-    let mut code = vec![0_u8; 64 << 10];
-    let mut info =
-        Info { jited_len: code.len() as u32, jited: code.as_mut_ptr() as u64, ..Info::default() };
-    let mut attr = Attr {
-        fd: program.as_raw_fd() as u32,
-        info_len: size_of::<Info>() as u32,
-        info: (&raw mut info) as u64,
-    };
-    let attr_len = size_of::<Attr>();
-    // SAFETY: the kernel writes at most `info_len` bytes to `info` and `jited_len` to `code`.
-    let failed =
-        unsafe { libc::syscall(libc::SYS_bpf, OBJ_GET_INFO_BY_FD, &raw mut attr, attr_len) };
-    assert_eq!(failed, 0, "{}", std::io::Error::last_os_error());
-    let prologue = &code[..(info.jited_len as usize).min(40)];
-    let is_sub = |window: &[u8]| window[..3] == [0x48, 0x81, 0xec];
-    match prologue.windows(7).find(|window| is_sub(window)) {
-        Some(window) => u32::from_le_bytes([window[3], window[4], window[5], window[6]]),
-        None => 0,
-    }
 }

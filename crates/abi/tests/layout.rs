@@ -1,0 +1,192 @@
+//! Golden layouts: size and offset of every field of what crosses the border.
+//!
+//! A difference here is a change of layout. Where the layout is Cilium's it is a mistake; where it
+//! is our own, the map needs a new name (see `abi::names`) and an upgrade path.
+
+use std::fmt::Write as _;
+use std::mem::{align_of, offset_of, size_of};
+
+use abi::AddressKey;
+use abi::config::DatapathConfig;
+use abi::endpoint::{DeviceEndpoint, EndpointInfo};
+use abi::event::{CaptureHeader, DebugMessage, DropNotify, RecordHeader, TraceNotify};
+use abi::ipcache::{IpcacheKey, RemoteEndpointInfo};
+use abi::metrics::MetricsValue;
+
+macro_rules! layout {
+    ($text:ident, $($name:ident { $($field:ident),* $(,)? })*) => {
+        $(
+            let _ = writeln!($text, "{} {} align {}", stringify!($name), size_of::<$name>(), align_of::<$name>());
+            $(let _ = writeln!($text, "  {} {}", offset_of!($name, $field), stringify!($field));)*
+            // Every field is in the table, or this does not compile.
+            let _ = |value: $name| { let $name { $($field: _),* } = value; };
+        )*
+    };
+}
+
+#[test]
+fn layouts_are_what_they_were() {
+    let mut text = String::new();
+    layout!(text,
+        AddressKey { addr, family, key, cluster_id }
+        EndpointInfo {
+            ifindex, unused, lxc_id, flags, rt_info, mac, node_mac, sec_id, parent_ifindex, pad,
+        }
+        DeviceEndpoint { sec_id, lxc_id, pad, ipv6, ipv4, flags, mac, node_mac }
+        IpcacheKey { prefix_len, cluster_id, pad, family, addr }
+        RemoteEndpointInfo { sec_identity, tunnel_endpoint, pad, key, flags }
+        MetricsValue { count, bytes }
+        RecordHeader { timestamp_ns }
+        CaptureHeader { event_type, subtype, source, hash, len_orig, len_cap, version, ext_version }
+        DropNotify {
+            header, src_label, dst_label, dst_id, line, file, ext_error, ifindex, flags, pad,
+            ip_trace_id,
+        }
+        TraceNotify {
+            header, src_label, dst_label, dst_id, reason, flags, ifindex, orig_ip, ip_trace_id,
+        }
+        DebugMessage { event_type, subtype, source, hash, arg1, arg2, arg3 }
+        DatapathConfig {
+            tunnel_ifindex, host_ifindex, trace_payload_len, host_endpoint_id, cluster_id,
+            enable_ipv4, enable_ipv6, tunnel, monitor_aggregation, drop_events, trace_events,
+            debug_events, pad, host_mac, router_ipv4, router_ipv6,
+        }
+    );
+    assert!(text == GOLDEN, "{text}");
+}
+
+const GOLDEN: &str = "\
+AddressKey 20 align 2
+  0 addr
+  16 family
+  17 key
+  18 cluster_id
+EndpointInfo 48 align 4
+  0 ifindex
+  4 unused
+  6 lxc_id
+  8 flags
+  12 rt_info
+  16 mac
+  24 node_mac
+  32 sec_id
+  36 parent_ifindex
+  40 pad
+DeviceEndpoint 48 align 4
+  0 sec_id
+  4 lxc_id
+  6 pad
+  8 ipv6
+  24 ipv4
+  28 flags
+  32 mac
+  40 node_mac
+IpcacheKey 24 align 4
+  0 prefix_len
+  4 cluster_id
+  6 pad
+  7 family
+  8 addr
+RemoteEndpointInfo 24 align 4
+  0 sec_identity
+  4 tunnel_endpoint
+  20 pad
+  22 key
+  23 flags
+MetricsValue 16 align 8
+  0 count
+  8 bytes
+RecordHeader 8 align 8
+  0 timestamp_ns
+CaptureHeader 16 align 4
+  0 event_type
+  1 subtype
+  2 source
+  4 hash
+  8 len_orig
+  12 len_cap
+  14 version
+  15 ext_version
+DropNotify 48 align 8
+  0 header
+  16 src_label
+  20 dst_label
+  24 dst_id
+  28 line
+  30 file
+  31 ext_error
+  32 ifindex
+  36 flags
+  37 pad
+  40 ip_trace_id
+TraceNotify 56 align 8
+  0 header
+  16 src_label
+  20 dst_label
+  24 dst_id
+  26 reason
+  27 flags
+  28 ifindex
+  32 orig_ip
+  48 ip_trace_id
+DebugMessage 20 align 4
+  0 event_type
+  1 subtype
+  2 source
+  4 hash
+  8 arg1
+  12 arg2
+  16 arg3
+DatapathConfig 52 align 4
+  0 tunnel_ifindex
+  4 host_ifindex
+  8 trace_payload_len
+  12 host_endpoint_id
+  14 cluster_id
+  16 enable_ipv4
+  17 enable_ipv6
+  18 tunnel
+  19 monitor_aggregation
+  20 drop_events
+  21 trace_events
+  22 debug_events
+  23 pad
+  24 host_mac
+  32 router_ipv4
+  36 router_ipv6
+";
+
+/// Numbers that tools outside read: Cilium's.
+#[test]
+fn numbers_are_ciliums() {
+    use abi::{DropReason, event::ObservationPoint, identity, mark, metrics};
+
+    assert_eq!(DropReason::InvalidSip.number(), 132);
+    assert_eq!(DropReason::TtlExceeded.number(), 196);
+    assert_eq!(ObservationPoint::ToEndpoint as u8, 0);
+    assert_eq!(ObservationPoint::ToNetwork as u8, 11);
+    assert_eq!((identity::HOST, identity::WORLD, identity::REMOTE_NODE), (1, 2, 6));
+    assert_eq!(mark::with_identity(mark::IDENTITY, 0x0001_2345), 0x2345_0f01);
+    assert_eq!(mark::identity(0x2345_0f01), 0x0001_2345);
+    assert_eq!(metrics::index(132, metrics::Direction::Egress), 530);
+}
+
+/// A kernel object's name has 15 bytes: two maps must not look alike.
+#[test]
+fn names_differ_where_the_kernel_cuts_them() {
+    use abi::names;
+
+    let maps = [
+        names::LXC,
+        names::LXC_DEVICES,
+        names::IPCACHE,
+        names::IPCACHE_HOSTS,
+        names::METRICS,
+        names::EVENTS,
+        names::EVENTS_LOST,
+        names::RUNTIME_CONFIG,
+    ];
+    let cut = |map: &names::MapName| map.name[..map.name.len().min(15)].to_owned();
+    let names: std::collections::BTreeSet<String> = maps.iter().map(cut).collect();
+    assert_eq!(names.len(), maps.len(), "{names:?}");
+}
