@@ -11,7 +11,7 @@
 //!                                        └ strategy, ownership, patch, schema
 //! ```
 //!
-//! `http` is the way in from outside, the lab's own parts call `api`, which has the verbs; `store` has the
+//! `http` (with `request`) is the way in from outside, the lab's own parts call `api`, which has the verbs; `store` has the
 //! objects as JSON bytes and hands out every change in order.
 
 mod api;
@@ -29,6 +29,7 @@ mod persistence;
 mod pod;
 mod proto;
 mod protobuf_body;
+mod request;
 mod resource;
 mod schema;
 mod selector;
