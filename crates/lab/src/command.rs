@@ -348,13 +348,19 @@ fn down(args: &Down) -> Result<ExitCode> {
     must_be_root("remove a lab")?;
     let names = match (args.all, &args.name.name) {
         (true, _) => teardown::names()?,
-        (false, name) => vec![current(name.as_deref())?.name().to_owned()],
+        // Not "the only one there is": what is removed is gone.
+        (false, name) => vec![name.clone().unwrap_or_else(|| DEFAULT_NAME.to_owned())],
     };
     for name in &names {
+        Spec::new(name, 1, &[])?;
         let existed = teardown::remove(&Paths::new(name))?;
         match existed {
             true => eprintln!("lab {name:?} is removed"),
-            false => eprintln!("there is no lab {name:?}"),
+            false => {
+                let others = teardown::names()?;
+                let hint = if others.is_empty() { String::new() } else { format!(", but: {}", others.join(", ")) };
+                eprintln!("there is no lab {name:?}{hint}");
+            }
         }
     }
     Ok(ExitCode::SUCCESS)
@@ -458,6 +464,8 @@ struct Target {
     mntns: File,
     utsns: Option<File>,
     cgroup: CgroupDir,
+    /// The cgroup is this command's own, and goes with it.
+    temporary: bool,
     env: HashMap<String, String>,
     cwd: Option<PathBuf>,
 }
@@ -473,7 +481,8 @@ impl Target {
             netns,
             mntns: mntns?,
             utsns: None,
-            cgroup: CgroupDir::create(&cgroup, "exec")?,
+            cgroup: CgroupDir::create(&cgroup, &format!("exec-{}", std::process::id()))?,
+            temporary: true,
             env: HashMap::from([("PATH".to_owned(), PATH.to_owned())]),
             cwd: None,
         })
@@ -496,6 +505,7 @@ impl Target {
             mntns: open("mnt")?,
             utsns: Some(open("uts")?),
             cgroup: CgroupDir::create(&Cgroup::at(parent), &name)?,
+            temporary: false,
             env: pairs.collect(),
             cwd: fs::read_link(proc.join("cwd")).ok(),
         })
@@ -536,6 +546,10 @@ impl Target {
                 }
             }
         })?;
+        if self.temporary {
+            // What the command has left running in the background keeps its group.
+            let _ = self.cgroup.group.remove();
+        }
         Ok(exit_code(exit.code()))
     }
 }

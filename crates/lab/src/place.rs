@@ -113,6 +113,17 @@ pub struct CgroupDir {
 }
 
 impl CgroupDir {
+    /// The child of this name, made anew unless processes are in it.
+    ///
+    /// Linux kills whatever is born into a group in which everything was killed before
+    /// (`CLONE_INTO_CGROUP` compares the counter of kills with that of the parent's own group,
+    /// seen with 6.18), so a group is not used again once it has been empty.
+    pub fn fresh(parent: &Cgroup, name: &str) -> Result<Self> {
+        // One that is in use stays.
+        let _ = fs::remove_dir(parent.path().join(name));
+        Self::create(parent, name)
+    }
+
     /// The child of this name, made if it is missing.
     pub fn create(parent: &Cgroup, name: &str) -> Result<Self> {
         let group = parent.child(name)?;

@@ -312,7 +312,7 @@ fn start_operator(
     network: &Arc<Network>,
     tasks: &mut JoinSet<()>,
 ) -> Result<watch::Receiver<Option<i32>>> {
-    let cgroup = CgroupDir::create(&cgroups.child("hub")?, "operator")?;
+    let cgroup = cgroups.child("hub")?;
     let log = open_log(paths, "operator")?;
     let argv = vec![
         programs.path("cilium-operator"),
@@ -322,6 +322,7 @@ fn start_operator(
     let network = network.clone();
     let (pid, running) = watch::channel(None);
     tasks.spawn(keep_running("cilium-operator".to_owned(), pid, move || {
+        let cgroup = CgroupDir::fresh(&cgroup, "operator")?;
         let command = Command {
             argv: argv.clone(),
             env: environment(&[("K8S_NODE_NAME", "hub"), ("CILIUM_K8S_NAMESPACE", KUBE_SYSTEM)]),
@@ -344,7 +345,7 @@ fn start_internet(
     network: &Arc<Network>,
     tasks: &mut JoinSet<()>,
 ) -> Result<()> {
-    let cgroup = CgroupDir::create(&cgroups.child("external")?, "internet")?;
+    let cgroup = cgroups.child("external")?;
     let log = open_log(paths, "external")?;
     let (http, udp) = INTERNET_PORTS;
     let args = format!(
@@ -355,6 +356,7 @@ fn start_internet(
     let argv: Vec<String> = argv.chain(args.split(' ').map(str::to_owned)).collect();
     let network = network.clone();
     tasks.spawn(keep_running("external".to_owned(), watch::Sender::new(None), move || {
+        let cgroup = CgroupDir::fresh(&cgroup, "internet")?;
         let command = Command {
             argv: argv.clone(),
             env: environment(&[]),
@@ -390,7 +392,6 @@ fn make_node(
     fs::create_dir_all(&conf_dir)?;
     let cni = Cni::new(
         place.clone(),
-        CgroupDir::create(&place.cgroup, "cni")?,
         conf_dir,
         programs.dir.clone(),
         open_log(paths, &format!("cni-{name}"))?,
@@ -417,7 +418,6 @@ fn start_node(
     programs: &Programs,
     tasks: &mut JoinSet<()>,
 ) -> Result<LabNode> {
-    let cgroup = CgroupDir::create(&node.place.cgroup, "agent")?;
     let log = open_log(paths, &format!("agent-{}", node.name))?;
     let argv = vec![
         programs.path("cilium-agent"),
@@ -427,6 +427,7 @@ fn start_node(
     let (pid, agent) = watch::channel(None);
     let place = node.place.clone();
     tasks.spawn(keep_running(format!("agent of {}", node.name), pid, move || {
+        let cgroup = CgroupDir::fresh(&place.cgroup, "agent")?;
         let env = environment(&[
             ("K8S_NODE_NAME", place.name.as_str()),
             ("CILIUM_K8S_NAMESPACE", KUBE_SYSTEM),

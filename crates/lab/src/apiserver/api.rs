@@ -818,3 +818,129 @@ impl ContinueToken {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::apiserver::patch::Patch;
+    use k8s_openapi::api::core::v1::{ConfigMap, Node, Pod, Secret, Service};
+    use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+    use proptest::prelude::*;
+
+    const DEFINITIONS: &str = "customresourcedefinitions.apiextensions.k8s.io";
+
+    /// A valid object of each kind that the server looks into.
+    fn samples() -> Vec<(&'static str, Value)> {
+        vec![
+            ("pods", json!({ "metadata": { "name": "o", "labels": { "a": "b" }, "finalizers": ["x.io/y"],
+                    "ownerReferences": [{ "apiVersion": "v1", "kind": "K", "name": "n", "uid": "u" }] },
+                "spec": { "nodeName": "n", "volumes": [{ "name": "v", "emptyDir": {} }], "tolerations": [{ "key": "k" }],
+                    "containers": [{ "name": "c", "image": "i", "env": [{ "name": "E", "valueFrom": { "fieldRef": { "fieldPath": "x" } } }],
+                        "ports": [{ "containerPort": 80 }], "resources": { "limits": { "cpu": "1" } },
+                        "volumeMounts": [{ "name": "v", "mountPath": "/v" }],
+                        "readinessProbe": { "httpGet": { "port": 80 } } }] } })),
+            ("services", json!({ "metadata": { "name": "o" }, "spec": { "selector": { "a": "b" },
+                "ports": [{ "name": "p", "port": 80, "targetPort": "web" }] } })),
+            ("secrets", json!({ "metadata": { "name": "o" }, "data": { "k": "dg==" }, "stringData": { "s": "t" } })),
+            ("configmaps", json!({ "metadata": { "name": "o", "annotations": { "a": "b" } }, "data": { "k": "v" } })),
+            ("nodes", json!({ "metadata": { "name": "o" }, "spec": { "podCIDRs": ["10.0.0.0/24"] },
+                "status": { "addresses": [{ "type": "InternalIP", "address": "10.0.0.1" }], "conditions": [{ "type": "Ready", "status": "True" }] } })),
+            (DEFINITIONS, json!({ "metadata": { "name": "os.x.io" }, "spec": { "group": "x.io", "scope": "Namespaced",
+                "names": { "plural": "os", "kind": "O", "shortNames": ["o"] },
+                "versions": [{ "name": "v1", "served": true, "storage": true, "subresources": { "status": {} },
+                    "additionalPrinterColumns": [{ "name": "C", "type": "string", "jsonPath": ".spec.a" }],
+                    "schema": { "openAPIV3Schema": { "type": "object", "properties": { "spec": { "type": "object",
+                        "properties": { "a": { "type": "string", "default": "x", "enum": ["x"] } } } } } } }] } })),
+            ("os.x.io", json!({ "metadata": { "name": "o" }, "spec": { "a": "x" } })),
+        ]
+    }
+
+    /// Every pointer into a value, the root not included.
+    fn pointers(value: &Value, at: &str, into: &mut Vec<String>) {
+        let children: Vec<(String, &Value)> = match value {
+            Value::Object(map) => map.iter().map(|(key, inner)| (key.replace('/', "~1"), inner)).collect(),
+            Value::Array(items) => items.iter().enumerate().map(|(i, inner)| (i.to_string(), inner)).collect(),
+            _ => Vec::new(),
+        };
+        for (key, inner) in children {
+            let path = format!("{at}/{key}");
+            pointers(inner, &path, into);
+            into.push(path);
+        }
+    }
+
+    fn odd_value() -> impl Strategy<Value = Value> {
+        prop::sample::select(vec![
+            Value::Null, json!(true), json!(-1), json!(1.5), json!(""), json!("x"), json!("Not A Name"), json!([]),
+            json!([null]), json!(["x"]), json!([{}]), json!({}), json!({ "a": null }), json!({ "name": "x" }),
+            json!({ "$patch": "delete" }), json!({ "$patch": "replace" }), json!([{ "$patch": "replace" }]),
+        ])
+    }
+
+    /// What a typed client reads must be what it expects.
+    fn reads_as_its_type(id: &str, object: &Object) -> Result<(), serde_json::Error> {
+        match id {
+            "pods" => serde_json::from_slice::<Pod>(&object.json).map(drop),
+            "services" => serde_json::from_slice::<Service>(&object.json).map(drop),
+            "secrets" => serde_json::from_slice::<Secret>(&object.json).map(drop),
+            "configmaps" => serde_json::from_slice::<ConfigMap>(&object.json).map(drop),
+            "nodes" => serde_json::from_slice::<Node>(&object.json).map(drop),
+            DEFINITIONS => serde_json::from_slice::<CustomResourceDefinition>(&object.json).map(drop),
+            _ => Ok(()),
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 1_500, ..ProptestConfig::default() })]
+        /// Whatever is sent, the answer is an object that clients can read, or a refusal.
+        #[test]
+        fn odd_input_is_stored_well_or_refused(
+            which in 0_usize..7,
+            place in any::<prop::sample::Index>(),
+            odd in odd_value(),
+            way in 0_u8..6,
+        ) {
+            let api = Api::new(String::new());
+            let options = WriteOptions::by("test");
+            let namespaces = api.target("namespaces", "", "").unwrap();
+            api.create(&namespaces, json!({ "metadata": { "name": "n" } }), &options).unwrap();
+            let samples = samples();
+            let definition = samples.iter().find(|(id, _)| *id == DEFINITIONS).unwrap().1.clone();
+            let (id, sample) = &samples[which];
+            if *id == "os.x.io" {
+                let target = api.target(DEFINITIONS, "", "").unwrap();
+                api.create(&target, definition, &options).unwrap();
+            }
+            let mut all = Vec::new();
+            pointers(sample, "", &mut all);
+            let pointer = place.get(&all);
+            let mut changed = sample.clone();
+            *changed.pointer_mut(pointer).unwrap() = odd.clone();
+
+            let resource = api.catalog().by_id(id).unwrap().clone();
+            let namespace = if resource.namespaced { "n" } else { "" };
+            let collection = api.target(id, namespace, "").unwrap();
+            let name = sample["metadata"]["name"].as_str().unwrap();
+            let target = api.target(id, namespace, name).unwrap();
+            if way > 0 {
+                api.create(&collection, sample.clone(), &options).unwrap();
+            }
+            let result = match way {
+                0 => api.create(&collection, changed, &options),
+                1 => api.update(&target, changed, &options),
+                2 => api.patch(&target, &Patch::Merge(changed), &options),
+                3 => api.patch(&target, &Patch::Strategic(changed), &options),
+                4 => api.patch(&target, &Patch::Apply(changed), &options),
+                _ => {
+                    let patch = json!([{ "op": "replace", "path": pointer, "value": odd }]);
+                    api.patch(&target, &Patch::Json(serde_json::from_value(patch).unwrap()), &options)
+                }
+            };
+            if let Ok(outcome) = result {
+                let read = reads_as_its_type(id, &outcome.object);
+                prop_assert!(read.is_ok(), "{read:?} in {}", String::from_utf8_lossy(&outcome.object.json));
+            }
+            let _ = api.delete(&target, &DeleteOptions::default());
+        }
+    }
+}

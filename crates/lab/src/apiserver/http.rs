@@ -19,6 +19,7 @@ use super::request::{
     list_options, parse_body, watch_options, write_options,
 };
 use super::resource::{self, Definition};
+use super::schema::object_at;
 use super::status::ApiError;
 use super::table::{self, Include};
 use super::watch::{self, Notice, Watch};
@@ -494,6 +495,10 @@ fn version() -> Value {
 
 /// Reviews are questions about the asker; nothing is stored.
 fn review(target: &Target, user: &User, mut value: Value) -> Result<Reply, ApiError> {
+    if !value.is_object() {
+        return Err(ApiError::bad_request("the body of the request is not a JSON object"));
+    }
+    object_at(&mut value, "metadata").insert("creationTimestamp".into(), Value::Null);
     let who = json!({ "username": user.name, "groups": user.groups });
     value["status"] = match &*target.resource.plural {
         "selfsubjectreviews" => json!({ "userInfo": who }),
@@ -508,7 +513,6 @@ fn review(target: &Target, user: &User, mut value: Value) -> Result<Reply, ApiEr
     };
     value["apiVersion"] = json!(target.resource.api_version());
     value["kind"] = json!(target.resource.kind);
-    value["metadata"]["creationTimestamp"] = Value::Null;
     Ok(json_reply(StatusCode::CREATED, &value))
 }
 

@@ -24,6 +24,8 @@ pub struct Schema {
     /// `None`: of any type.
     pub kind: Option<Kind>,
     pub int_or_string: bool,
+    /// An amount: kept as text, though it may be sent as a number.
+    quantity: bool,
     pub nullable: bool,
     pub preserve_unknown: bool,
     pub embedded_resource: bool,
@@ -108,7 +110,8 @@ pub(super) fn core(name: &str) -> &'static Schema {
         let definitions: BTreeMap<Box<str>, Value> =
             serde_json::from_str(CORE_SCHEMA).expect("core-schema.json is our own");
         let parse = |(name, json): (Box<str>, Value)| {
-            let schema = Schema::parse(&json).expect("core-schema.json has schemas");
+            let mut schema = Schema::parse(&json).expect("core-schema.json has schemas");
+            schema.quantity = name.ends_with(".Quantity");
             (name, schema.of_core_type())
         };
         definitions.into_iter().map(parse).collect()
@@ -122,6 +125,7 @@ impl Schema {
         Self {
             kind: None,
             int_or_string: false,
+            quantity: false,
             nullable: true,
             preserve_unknown: true,
             embedded_resource: false,
@@ -292,28 +296,28 @@ impl Schema {
         }
     }
 
-    /// Removes nulls, which Kubernetes' own types take for absent fields.
-    pub fn drop_nulls(&self, value: &mut Value) {
+    /// Brings Kubernetes' own types into the form in which they are kept: nulls are absent
+    /// fields, and amounts are text.
+    pub(super) fn normalise(&self, value: &mut Value) {
         match value {
             Value::Object(map) => {
                 map.retain(|name, inner| {
-                    !inner.is_null()
-                        || self
-                            .child(name)
-                            .is_some_and(|child| child.kind.is_none() && !child.int_or_string)
+                    let any = |child: &Self| child.kind.is_none() && !child.int_or_string;
+                    !inner.is_null() || self.child(name).is_some_and(any)
                 });
                 for (name, inner) in map {
                     if let Some(child) = self.child(name) {
-                        child.drop_nulls(inner);
+                        child.normalise(inner);
                     }
                 }
             }
             Value::Array(items) => {
                 let Some(child) = &self.items else { return };
                 for inner in items {
-                    child.schema().drop_nulls(inner);
+                    child.schema().normalise(inner);
                 }
             }
+            Value::Number(number) if self.quantity => *value = Value::String(number.to_string()),
             _ => {}
         }
     }
@@ -339,7 +343,9 @@ impl Schema {
         strictly: bool,
         errors: &mut Vec<FieldError>,
     ) {
-        if value.is_null() && (self.nullable || !strictly) {
+        // Nulls in Kubernetes' own types are absent fields, but a list has no absent items.
+        let absent = !strictly && !path.ends_with(']');
+        if value.is_null() && (self.nullable || absent) {
             return;
         }
         if let Some(wanted) = self.type_fault(value) {
@@ -389,8 +395,8 @@ impl Schema {
 
     fn type_fault(&self, value: &Value) -> Option<&'static str> {
         if self.int_or_string {
-            let fits = value.is_string() || value.is_i64() || value.is_u64() || value.is_f64();
-            return (!fits).then_some("integer,string");
+            let number = if self.quantity { value.is_number() } else { value.is_i64() || value.is_u64() };
+            return (!number && !value.is_string()).then_some("integer,string");
         }
         let kind = self.kind?;
         let fits = match kind {
@@ -850,10 +856,14 @@ mod tests {
         let mut pod = json!({ "metadata": {}, "spec": { "containers": [{ "name": "a", "imagx": "b", "env": null }],
             "securityContext": { "runAsUser": 1 }, "volumes": [{ "name": "v", "configMap": { "name": "c" } }] } });
         let schema = core("io.k8s.api.core.v1.Pod");
-        schema.drop_nulls(&mut pod);
+        schema.normalise(&mut pod);
         assert_eq!(schema.prune(&mut pod), ["spec.containers[0].imagx"]);
         assert_eq!(pod["spec"]["containers"], json!([{ "name": "a" }]));
         assert!(schema.validate_types(&json!({ "spec": { "containers": "x" } })).len() == 1);
+        let mut pod = json!({ "spec": { "containers": [{ "resources": { "limits": { "cpu": 0.5, "memory": 1024 } } }] } });
+        schema.normalise(&mut pod);
+        let limits = &pod["spec"]["containers"][0]["resources"]["limits"];
+        assert_eq!(*limits, json!({ "cpu": "0.5", "memory": "1024" }));
         assert!(schema.validate_types(&json!({ "spec": { "containers": [{ "resources": { "limits": { "cpu": 1, "memory": "1Gi" } } }] } })).is_empty());
     }
 

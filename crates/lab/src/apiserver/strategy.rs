@@ -46,12 +46,12 @@ pub(super) fn decode(
     let schema = resource.schema();
     if resource.is_custom() {
         let meta = super::schema::core(super::schema::OBJECT_META);
-        meta.drop_nulls(&mut value["metadata"]);
+        meta.normalise(&mut value["metadata"]);
         if let Some(error) = meta.validate_types(&value["metadata"]).first() {
             return Err(unreadable(format!("metadata.{}", error.detail)));
         }
     } else {
-        schema.drop_nulls(value);
+        schema.normalise(value);
         if let Some(error) = schema.validate_types(value).first() {
             return Err(unreadable(error.detail.clone()));
         }
@@ -229,7 +229,9 @@ pub(super) fn prepare_update(target: &Target, new: &mut Value, old: &Value) {
             if resource.is_custom() {
                 let managed = meta["managedFields"].take();
                 meta = old["metadata"].clone();
-                meta["managedFields"] = managed;
+                if managed.is_array() {
+                    meta["managedFields"] = managed;
+                }
             } else {
                 keep(&mut meta, &old["metadata"], &["ownerReferences", "finalizers"]);
             }

@@ -9,12 +9,14 @@ use std::net::IpAddr;
 use std::os::fd::AsFd as _;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use super::container::remove_cgroup;
 use crate::place::{CgroupDir, Place, memory_file};
 use crate::process::PATH;
 
@@ -80,10 +82,10 @@ pub enum CniError {
 #[derive(Debug)]
 pub struct Cni {
     place: Arc<Place>,
-    cgroup: CgroupDir,
     conf_dir: PathBuf,
     bin_dir: PathBuf,
     log: File,
+    calls: AtomicU64,
 }
 
 /// A network configuration list.
@@ -97,14 +99,8 @@ struct List {
 
 impl Cni {
     /// `conf_dir` is seen from outside the node; plugins are found in `bin_dir`.
-    pub fn new(
-        place: Arc<Place>,
-        cgroup: CgroupDir,
-        conf_dir: PathBuf,
-        bin_dir: PathBuf,
-        log: File,
-    ) -> Self {
-        Self { place, cgroup, conf_dir, bin_dir, log }
+    pub fn new(place: Arc<Place>, conf_dir: PathBuf, bin_dir: PathBuf, log: File) -> Self {
+        Self { place, conf_dir, bin_dir, log, calls: AtomicU64::new(0) }
     }
 
     /// Attaches a pod; the result is what the last plugin said.
@@ -203,9 +199,26 @@ impl Cni {
     ) -> Result<Value, CniError> {
         let plugin = conf["type"].as_str().unwrap_or_default().to_owned();
         let failed = |reason: String| CniError::Run { plugin: plugin.clone(), verb, reason };
+        // A group of its own, so that plugins that run at the same time do not take it from each other.
+        let name = format!("cni-{}", self.calls.fetch_add(1, Ordering::Relaxed));
+        let cgroup = CgroupDir::create(&self.place.cgroup, &name).map_err(|e| failed(e.to_string()))?;
+        let result = self.call_in(&cgroup, verb, conf, attachment).await;
+        remove_cgroup(&cgroup.group).await;
+        result
+    }
+
+    async fn call_in(
+        &self,
+        cgroup: &CgroupDir,
+        verb: &'static str,
+        conf: &Value,
+        attachment: Option<&Attachment>,
+    ) -> Result<Value, CniError> {
+        let plugin = conf["type"].as_str().unwrap_or_default().to_owned();
+        let failed = |reason: String| CniError::Run { plugin: plugin.clone(), verb, reason };
         let stdin = memory_file("cni-conf", conf.to_string().as_bytes()).map_err(|e| failed(e.to_string()))?;
         let mut stdout = memory_file("cni-result", b"").map_err(|e| failed(e.to_string()))?;
-        let mut command = self.place.command(&self.cgroup);
+        let mut command = self.place.command(cgroup);
         command.argv = vec![self.bin_dir.join(&plugin).display().to_string()];
         command.env = environment(verb, &self.bin_dir.display().to_string(), attachment);
         command.stdin = Some(stdin.as_fd());

@@ -97,7 +97,7 @@ pub async fn run(
                 let exit = run.until_end(&report, &mut stop).await;
                 drop(run);
                 // Whatever the main process left behind ends with it.
-                let _ = cgroup.group.kill();
+                remove_cgroup(&cgroup.group).await;
                 let end = Terminated {
                     code: exit.code(),
                     signal: match exit {
@@ -215,6 +215,19 @@ fn start(job: &Job) -> Result<(Process, CgroupDir), StartError> {
     }
     .spawn()?;
     Ok((process, cgroup))
+}
+
+/// Kills what is left in a cgroup and removes it. A killed process leaves its cgroup only when it
+/// has been taken apart, which nothing announces.
+pub async fn remove_cgroup(group: &kernel::cgroup::Cgroup) {
+    for pause_ms in [0, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000] {
+        sleep(Duration::from_millis(pause_ms)).await;
+        if group.remove().is_ok() {
+            return;
+        }
+        let _ = group.kill();
+    }
+    tracing::warn!("cgroup {} is still busy", group.path().display());
 }
 
 fn open_log(path: &str) -> anyhow::Result<File> {

@@ -246,14 +246,7 @@ impl Worker {
             self.release(network).await;
         }
         let pods = kernel::cgroup::Cgroup::at(self.node.pods_cgroup.path().join(self.cgroup_name()));
-        for _ in 0..50 {
-            match pods.remove() {
-                Ok(()) => return,
-                // A killed process leaves its cgroup when it has been taken apart.
-                Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
-            }
-        }
-        warn!(pod = self.name, "cgroup {} is still busy", pods.path().display());
+        container::remove_cgroup(&pods).await;
     }
 
     // -----------------------------------------------------------------------------------------
