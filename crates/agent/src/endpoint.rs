@@ -230,11 +230,16 @@ impl Endpoints {
         if let Some(same) = self.table().snapshot().rows().find(is_same) {
             return Ok(Endpoint::clone(same));
         }
+        let begun = Instant::now();
         self.check(&spec)?;
         let identity = self.identify(&spec, &labels).await?;
         let endpoint = self.insert(Arc::new(spec), identity)?;
         match self.realize(&endpoint).await {
-            Ok(()) => Ok(self.set_state(endpoint.id, EndpointState::Ready).unwrap_or(endpoint)),
+            Ok(()) => {
+                tracing::info!(endpoint_id = %endpoint.id, identity = %endpoint.identity.id,
+                    pod = %owner(&endpoint.spec), duration = ?begun.elapsed(), "Created an endpoint");
+                Ok(self.set_state(endpoint.id, EndpointState::Ready).unwrap_or(endpoint))
+            }
             Err(error) => {
                 self.withdraw(&endpoint).await;
                 // The addresses stay reserved: whoever reserved them gives them back or they expire.
