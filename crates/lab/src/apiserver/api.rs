@@ -832,25 +832,43 @@ mod tests {
     /// A valid object of each kind that the server looks into.
     fn samples() -> Vec<(&'static str, Value)> {
         vec![
-            ("pods", json!({ "metadata": { "name": "o", "labels": { "a": "b" }, "finalizers": ["x.io/y"],
+            (
+                "pods",
+                json!({ "metadata": { "name": "o", "labels": { "a": "b" }, "finalizers": ["x.io/y"],
                     "ownerReferences": [{ "apiVersion": "v1", "kind": "K", "name": "n", "uid": "u" }] },
                 "spec": { "nodeName": "n", "volumes": [{ "name": "v", "emptyDir": {} }], "tolerations": [{ "key": "k" }],
                     "containers": [{ "name": "c", "image": "i", "env": [{ "name": "E", "valueFrom": { "fieldRef": { "fieldPath": "x" } } }],
                         "ports": [{ "containerPort": 80 }], "resources": { "limits": { "cpu": "1" } },
                         "volumeMounts": [{ "name": "v", "mountPath": "/v" }],
-                        "readinessProbe": { "httpGet": { "port": 80 } } }] } })),
-            ("services", json!({ "metadata": { "name": "o" }, "spec": { "selector": { "a": "b" },
-                "ports": [{ "name": "p", "port": 80, "targetPort": "web" }] } })),
-            ("secrets", json!({ "metadata": { "name": "o" }, "data": { "k": "dg==" }, "stringData": { "s": "t" } })),
-            ("configmaps", json!({ "metadata": { "name": "o", "annotations": { "a": "b" } }, "data": { "k": "v" } })),
-            ("nodes", json!({ "metadata": { "name": "o" }, "spec": { "podCIDRs": ["10.0.0.0/24"] },
-                "status": { "addresses": [{ "type": "InternalIP", "address": "10.0.0.1" }], "conditions": [{ "type": "Ready", "status": "True" }] } })),
-            (DEFINITIONS, json!({ "metadata": { "name": "os.x.io" }, "spec": { "group": "x.io", "scope": "Namespaced",
+                        "readinessProbe": { "httpGet": { "port": 80 } } }] } }),
+            ),
+            (
+                "services",
+                json!({ "metadata": { "name": "o" }, "spec": { "selector": { "a": "b" },
+                "ports": [{ "name": "p", "port": 80, "targetPort": "web" }] } }),
+            ),
+            (
+                "secrets",
+                json!({ "metadata": { "name": "o" }, "data": { "k": "dg==" }, "stringData": { "s": "t" } }),
+            ),
+            (
+                "configmaps",
+                json!({ "metadata": { "name": "o", "annotations": { "a": "b" } }, "data": { "k": "v" } }),
+            ),
+            (
+                "nodes",
+                json!({ "metadata": { "name": "o" }, "spec": { "podCIDRs": ["10.0.0.0/24"] },
+                "status": { "addresses": [{ "type": "InternalIP", "address": "10.0.0.1" }], "conditions": [{ "type": "Ready", "status": "True" }] } }),
+            ),
+            (
+                DEFINITIONS,
+                json!({ "metadata": { "name": "os.x.io" }, "spec": { "group": "x.io", "scope": "Namespaced",
                 "names": { "plural": "os", "kind": "O", "shortNames": ["o"] },
                 "versions": [{ "name": "v1", "served": true, "storage": true, "subresources": { "status": {} },
                     "additionalPrinterColumns": [{ "name": "C", "type": "string", "jsonPath": ".spec.a" }],
                     "schema": { "openAPIV3Schema": { "type": "object", "properties": { "spec": { "type": "object",
-                        "properties": { "a": { "type": "string", "default": "x", "enum": ["x"] } } } } } } }] } })),
+                        "properties": { "a": { "type": "string", "default": "x", "enum": ["x"] } } } } } } }] } }),
+            ),
             ("os.x.io", json!({ "metadata": { "name": "o" }, "spec": { "a": "x" } })),
         ]
     }
@@ -858,8 +876,12 @@ mod tests {
     /// Every pointer into a value, the root not included.
     fn pointers(value: &Value, at: &str, into: &mut Vec<String>) {
         let children: Vec<(String, &Value)> = match value {
-            Value::Object(map) => map.iter().map(|(key, inner)| (key.replace('/', "~1"), inner)).collect(),
-            Value::Array(items) => items.iter().enumerate().map(|(i, inner)| (i.to_string(), inner)).collect(),
+            Value::Object(map) => {
+                map.iter().map(|(key, inner)| (key.replace('/', "~1"), inner)).collect()
+            }
+            Value::Array(items) => {
+                items.iter().enumerate().map(|(i, inner)| (i.to_string(), inner)).collect()
+            }
             _ => Vec::new(),
         };
         for (key, inner) in children {
@@ -871,9 +893,23 @@ mod tests {
 
     fn odd_value() -> impl Strategy<Value = Value> {
         prop::sample::select(vec![
-            Value::Null, json!(true), json!(-1), json!(1.5), json!(""), json!("x"), json!("Not A Name"), json!([]),
-            json!([null]), json!(["x"]), json!([{}]), json!({}), json!({ "a": null }), json!({ "name": "x" }),
-            json!({ "$patch": "delete" }), json!({ "$patch": "replace" }), json!([{ "$patch": "replace" }]),
+            Value::Null,
+            json!(true),
+            json!(-1),
+            json!(1.5),
+            json!(""),
+            json!("x"),
+            json!("Not A Name"),
+            json!([]),
+            json!([null]),
+            json!(["x"]),
+            json!([{}]),
+            json!({}),
+            json!({ "a": null }),
+            json!({ "name": "x" }),
+            json!({ "$patch": "delete" }),
+            json!({ "$patch": "replace" }),
+            json!([{ "$patch": "replace" }]),
         ])
     }
 
@@ -885,7 +921,9 @@ mod tests {
             "secrets" => serde_json::from_slice::<Secret>(&object.json).map(drop),
             "configmaps" => serde_json::from_slice::<ConfigMap>(&object.json).map(drop),
             "nodes" => serde_json::from_slice::<Node>(&object.json).map(drop),
-            DEFINITIONS => serde_json::from_slice::<CustomResourceDefinition>(&object.json).map(drop),
+            DEFINITIONS => {
+                serde_json::from_slice::<CustomResourceDefinition>(&object.json).map(drop)
+            }
             _ => Ok(()),
         }
     }

@@ -395,7 +395,8 @@ impl Schema {
 
     fn type_fault(&self, value: &Value) -> Option<&'static str> {
         if self.int_or_string {
-            let number = if self.quantity { value.is_number() } else { value.is_i64() || value.is_u64() };
+            let number =
+                if self.quantity { value.is_number() } else { value.is_i64() || value.is_u64() };
             return (!number && !value.is_string()).then_some("integer,string");
         }
         let kind = self.kind?;
