@@ -1,0 +1,8 @@
+//! Any packets on any node through `cil_to_container`: `cargo +nightly fuzz run to_container`.
+
+#![no_main]
+
+use abi::event::HookId;
+use datapath::host::harness;
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| harness::run(HookId::ToContainer, bytes));
