@@ -303,8 +303,9 @@ impl Api {
             return Ok(dry_object(&mut value, resource));
         }
         let created = self.store.create(&resource.id, &mut value, resource.indexed);
-        let object = created
-            .map_err(|_| ApiError::already_exists(&resource.plural, &resource.group, &name))?;
+        let object = created.map_err(|_refused| {
+            ApiError::already_exists(&resource.plural, &resource.group, &name)
+        })?;
         self.after_write(resource, &value);
         Ok(object)
     }

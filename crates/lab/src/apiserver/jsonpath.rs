@@ -129,7 +129,7 @@ fn bracket(text: &str) -> Result<Step, String> {
     if let Some(name) = unquote(text) {
         return Ok(Step::Field(name.to_owned()));
     }
-    text.parse().map(Step::Index).map_err(|_| format!("not an index: {text}"))
+    text.parse().map(Step::Index).map_err(|error| format!("{text} is not an index: {error}"))
 }
 
 fn literal(text: &str) -> Value {

@@ -23,7 +23,7 @@ use super::status::ApiError;
 struct Fields {
     /// The value here is in the set itself, not only what is below.
     own: bool,
-    below: BTreeMap<String, Fields>,
+    below: BTreeMap<String, Self>,
 }
 
 /// Not owned by anybody: the server's.

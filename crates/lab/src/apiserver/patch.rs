@@ -213,7 +213,8 @@ fn set_order(list: &mut Vec<Value>, order: &[Value], key: Option<&str>) {
         let identity_of_value = identity(value);
         order.iter().position(|one| identity(one) == identity_of_value)
     };
-    let (mut named, others): (Vec<(usize, Value)>, Vec<(usize, Value)>) =
+    type Placed = Vec<(usize, Value)>;
+    let (mut named, others): (Placed, Placed) =
         std::mem::take(list).into_iter().enumerate().partition(|(_, value)| rank(value).is_some());
     named.sort_by_key(|(_, value)| rank(value));
     let mut others = others.into_iter().peekable();

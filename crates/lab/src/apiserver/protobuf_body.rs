@@ -113,7 +113,7 @@ pub(super) fn decode(body: &[u8]) -> Result<Value, ApiError> {
                 for (number, wire) in fields(inner).ok_or_else(broken)? {
                     match (number, wire) {
                         (1, Wire::Bytes(text)) => {
-                            api_version = String::from_utf8_lossy(text).into_owned()
+                            api_version = String::from_utf8_lossy(text).into_owned();
                         }
                         (2, Wire::Bytes(text)) => kind = String::from_utf8_lossy(text).into_owned(),
                         _ => {}

@@ -234,8 +234,10 @@ fn selector(target: &Target, query: &Query) -> Result<Selector, ApiError> {
 fn number(query: &Query, name: &str) -> Result<Option<u64>, ApiError> {
     match query.text(name) {
         "" => Ok(None),
-        text => text.parse().map(Some).map_err(|_| {
-            ApiError::bad_request(format!("invalid value for {name}: \"{text}\" is not a number"))
+        text => text.parse().map(Some).map_err(|error| {
+            ApiError::bad_request(format!(
+                "invalid value for {name}: \"{text}\" is not a number: {error}"
+            ))
         }),
     }
 }

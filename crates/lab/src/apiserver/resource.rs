@@ -116,11 +116,14 @@ pub(super) fn resource_id(group: &str, plural: &str) -> ResourceId {
     if group.is_empty() { plural.into() } else { format!("{plural}.{group}").into() }
 }
 
+/// Group, version and plural.
+type Path = (Box<str>, Box<str>, Box<str>);
+
 /// All resources at one moment.
 #[derive(Clone, Debug, Default)]
 pub struct Catalog {
     /// By group, version and plural.
-    by_path: BTreeMap<(Box<str>, Box<str>, Box<str>), Arc<Resource>>,
+    by_path: BTreeMap<Path, Arc<Resource>>,
     /// Changes whenever the catalog does: what clients cache discovery by.
     pub revision: u64,
 }
@@ -484,8 +487,8 @@ pub(super) fn group(catalog: &Catalog, name: &str) -> Option<Value> {
 }
 
 fn api_group(group: &str, versions: &[Box<str>]) -> Value {
-    let version = |v: &Box<str>| json!({ "groupVersion": format!("{group}/{v}"), "version": v });
-    let all: Vec<Value> = versions.iter().map(version).collect();
+    let version = |v: &str| json!({ "groupVersion": format!("{group}/{v}"), "version": v });
+    let all: Vec<Value> = versions.iter().map(|v| version(v)).collect();
     json!({ "name": group, "preferredVersion": all[0], "versions": all })
 }
 

@@ -165,8 +165,8 @@ fn parse_label_term(part: &str) -> Result<LabelTerm, String> {
         };
     }
     let number = |value: &str| {
-        value.trim().parse().map_err(|_| {
-            format!("for 'Gt', 'Lt' operators, the value must be an integer: '{value}'")
+        value.trim().parse().map_err(|error| {
+            format!("for 'Gt', 'Lt' operators, the value must be an integer: '{value}': {error}")
         })
     };
     for (operator, equal) in [("!=", false), ("==", true), ("=", true)] {
