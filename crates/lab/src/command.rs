@@ -215,6 +215,10 @@ fn up(args: &Up) -> Result<ExitCode> {
     kernel::requirements::bpf()?;
     let paths = Paths::new(&spec.name);
     let progress = Progress::new();
+    // Agents that refuse their configuration would only be seen as nodes that never get ready.
+    for warning in api::config::Config::judge(&spec.cilium_config())? {
+        progress.tell(&warning);
+    }
 
     start_supervisor(&spec, &paths, &progress)?;
     if !objects.is_empty() {

@@ -118,7 +118,7 @@ impl Spec {
 }
 
 /// Keys the lab sets: dual stack, VXLAN, and pools that leave room for many nodes.
-const DEFAULT_CONFIG: [(&str, &str); 15] = [
+const DEFAULT_CONFIG: [(&str, &str); 14] = [
     ("cluster-name", "default"),
     ("cluster-id", "0"),
     ("enable-ipv4", "true"),
@@ -133,8 +133,6 @@ const DEFAULT_CONFIG: [(&str, &str); 15] = [
     ("identity-allocation-mode", "crd"),
     ("write-cni-conf-when-ready", CNI_CONFLIST),
     ("cni-exclusive", "true"),
-    // Until masquerading exists the lab's external network routes to pods.
-    ("enable-ipv4-masquerade", "false"),
 ];
 
 /// Where agents put the CNI configuration, inside a node.

@@ -185,6 +185,22 @@ impl Config {
         sort(program, values).map(|loaded| Invocation::Run(Box::new(loaded)))
     }
 
+    /// What agent and operator would say to a ConfigMap with this content, before they get it:
+    /// their warnings, each once.
+    pub fn judge(config_map: &BTreeMap<String, String>) -> Result<Vec<String>, ConfigError> {
+        let origin = Origin::Directory(PathBuf::from("cilium-config"));
+        let mut warnings = Vec::new();
+        for program in [Program::Agent, Program::Operator] {
+            let values = config_map.iter().map(|(k, v)| (k.clone(), (v.clone(), origin.clone())));
+            for warning in sort(program, Values(values.collect()))?.warnings {
+                if !warnings.contains(&warning) {
+                    warnings.push(warning);
+                }
+            }
+        }
+        Ok(warnings)
+    }
+
     /// Every flag of `program`, for `--help`.
     pub fn help(program: Program) -> String {
         let mut text = format!("Usage: {} [--KEY=VALUE]...\n\nOptions:\n", program.name());
