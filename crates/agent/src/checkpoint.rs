@@ -195,7 +195,7 @@ mod tests {
         checkpoints.save(&endpoint).unwrap();
         fs::create_dir_all(dir.join("state/8")).unwrap();
         fs::write(dir.join("state/8/ep_config.json"), "{").unwrap();
-        assert_eq!(checkpoints.endpoints().unwrap(), [endpoint.clone()]);
+        assert_eq!(checkpoints.endpoints().unwrap(), std::slice::from_ref(&endpoint));
         checkpoints.remove(endpoint.id).unwrap();
         checkpoints.remove(endpoint.id).unwrap();
         assert_eq!(checkpoints.endpoints().unwrap(), []);

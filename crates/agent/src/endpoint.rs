@@ -12,12 +12,11 @@
 //! ```
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::future::Future;
-use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use api::rest::EndpointRef;
+use futures::future::BoxFuture;
 use ipnet::IpNet;
 use model::{EndpointId, EndpointState, LabelFilter, Labels, PodLabels, PodName};
 use statedb::reconciler::{Progress, SettleError};
@@ -61,7 +60,7 @@ pub trait PodSource: Send + Sync + 'static {
     fn fetch<'a>(
         &'a self,
         pod: &'a PodName,
-    ) -> Pin<Box<dyn Future<Output = Result<Option<(LocalPod, Namespace)>, String>> + Send + 'a>>;
+    ) -> BoxFuture<'a, Result<Option<(LocalPod, Namespace)>, String>>;
 }
 
 /// Why an endpoint could not be created.

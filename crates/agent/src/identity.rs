@@ -9,10 +9,9 @@
 //! same number.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::future::Future;
-use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use futures::future::BoxFuture;
 use model::{IdentityId, Label, Labels};
 use statedb::{Change, Changes, Row, Table, Writer};
 
@@ -44,10 +43,7 @@ impl Row for Identity {
 /// Where identities are made known to the cluster.
 pub trait IdentityStore: Send + Sync + 'static {
     /// Claims `identity.id` for `identity.labels`.
-    fn create<'a>(
-        &'a self,
-        identity: &'a Identity,
-    ) -> Pin<Box<dyn Future<Output = Result<Created, StoreError>> + Send + 'a>>;
+    fn create<'a>(&'a self, identity: &'a Identity) -> BoxFuture<'a, Result<Created, StoreError>>;
 }
 
 /// What became of a claim.
@@ -230,7 +226,7 @@ mod tests {
         fn create<'a>(
             &'a self,
             identity: &'a Identity,
-        ) -> Pin<Box<dyn Future<Output = Result<Created, StoreError>> + Send + 'a>> {
+        ) -> BoxFuture<'a, Result<Created, StoreError>> {
             let mut objects = self.0.lock().unwrap();
             let created = match objects.get(&identity.id) {
                 Some(theirs) => Created::Taken(Arc::clone(theirs)),

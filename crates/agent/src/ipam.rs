@@ -242,7 +242,7 @@ impl Pool {
     pub fn capacity(&self) -> u128 {
         self.cidrs
             .iter()
-            .map(|c| usable(c))
+            .map(usable)
             .map(|(first, last)| (last - first).saturating_add(1))
             .fold(0, u128::saturating_add)
     }

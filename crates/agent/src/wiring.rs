@@ -338,10 +338,12 @@ fn prepare_base(
         route_mtu: base::route_mtu(network.mtu, tunnel, underlay_is_ipv4),
         uplink: network.uplink,
     };
-    let mut sizes = MapSizes::default();
-    sizes.lxc = config.bpf_endpoint_map_max;
-    sizes.ipcache = config.bpf_ipcache_map_max;
-    sizes.ipcache_hosts = config.bpf_ipcache_map_max;
+    let sizes = MapSizes {
+        lxc: config.bpf_endpoint_map_max,
+        ipcache: config.bpf_ipcache_map_max,
+        ipcache_hosts: config.bpf_ipcache_map_max,
+        ..MapSizes::default()
+    };
     let constants = constants(config, &node, vxlan.as_ref().map_or(0, |link| link.index));
     let options = LoadOptions { bpffs: &config.bpf_root, config: constants, sizes };
     let datapath = Datapath::load(&options).context("load the datapath")?;

@@ -1,11 +1,10 @@
 //! Identities as objects, and pods that the watch does not know yet.
 
-use std::future::Future;
-use std::pin::Pin;
 use std::sync::Arc;
 
 use api::crd::CiliumIdentity;
 use api::k8s::{Namespace as ApiNamespace, Pod};
+use futures::future::BoxFuture;
 use kube::api::PostParams;
 use kube::{Api, Client};
 use model::{NodeName, PodName};
@@ -41,10 +40,7 @@ impl Store {
 }
 
 impl IdentityStore for Store {
-    fn create<'a>(
-        &'a self,
-        identity: &'a Identity,
-    ) -> Pin<Box<dyn Future<Output = Result<Created, StoreError>> + Send + 'a>> {
+    fn create<'a>(&'a self, identity: &'a Identity) -> BoxFuture<'a, Result<Created, StoreError>> {
         Box::pin(async {
             let failed =
                 |source: kube::Error| StoreError { id: identity.id, source: source.into() };
@@ -80,8 +76,7 @@ impl PodSource for Pods {
     fn fetch<'a>(
         &'a self,
         pod: &'a PodName,
-    ) -> Pin<Box<dyn Future<Output = Result<Option<(LocalPod, Namespace)>, String>> + Send + 'a>>
-    {
+    ) -> BoxFuture<'a, Result<Option<(LocalPod, Namespace)>, String>> {
         Box::pin(async { self.get(pod).await.map_err(|error| brief(&error)) })
     }
 }

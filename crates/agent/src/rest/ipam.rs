@@ -83,7 +83,7 @@ pub(super) async fn release(
 }
 
 fn parse(address: &str) -> Result<IpAddr, Refused> {
-    address.parse().map_err(|_| Refused::bad_request(format!("{address:?} is not an IP address")))
+    address.parse().map_err(|error| Refused::bad_request(format!("{address:?}: {error}")))
 }
 
 fn refused(error: &IpamError) -> Refused {

@@ -2,10 +2,9 @@
 //! endpoints, between rows that a test writes and maps that a test reads, and makes fail.
 
 use std::collections::BTreeMap;
-use std::future::{Future, ready};
+use std::future::ready;
 use std::net::IpAddr;
 use std::path::PathBuf;
-use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -25,6 +24,7 @@ use agent::tables::{
     LocalAddress, LocalPod, Namespace, Node,
 };
 use agent::targets::{IpcacheTarget, MapTarget, rows_of_ipcache};
+use futures::future::BoxFuture;
 use kernel::map::{FakeMap, Map};
 use model::{EndpointId, IdentityId, LabelFilter, Labels, Mac, PodName};
 use statedb::job::Group;
@@ -143,10 +143,7 @@ pub(crate) struct FakeStore {
 }
 
 impl IdentityStore for FakeStore {
-    fn create<'a>(
-        &'a self,
-        identity: &'a Identity,
-    ) -> Pin<Box<dyn Future<Output = Result<Created, StoreError>> + Send + 'a>> {
+    fn create<'a>(&'a self, identity: &'a Identity) -> BoxFuture<'a, Result<Created, StoreError>> {
         if *self.away.lock().unwrap() {
             let source = "the API server is away".into();
             return Box::pin(ready(Err(StoreError { id: identity.id, source })));
@@ -170,8 +167,7 @@ impl PodSource for NoPods {
     fn fetch<'a>(
         &'a self,
         _: &'a PodName,
-    ) -> Pin<Box<dyn Future<Output = Result<Option<(LocalPod, Namespace)>, String>> + Send + 'a>>
-    {
+    ) -> BoxFuture<'a, Result<Option<(LocalPod, Namespace)>, String>> {
         Box::pin(ready(Ok(None)))
     }
 }
