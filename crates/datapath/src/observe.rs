@@ -39,19 +39,17 @@ impl Seen {
     /// Value of [`Seen::point`]: neither counted nor traced.
     pub const SILENT: u8 = u8::MAX;
 
-    /// Nothing is known.
-    pub const fn new() -> Self {
-        Self {
-            source_identity: 0,
-            target_identity: 0,
-            endpoint: 0,
-            target_endpoint: 0,
-            is_ipv6: 0,
-            point: Self::SILENT,
-            pad: 0,
-            ifindex: 0,
-        }
-    }
+    /// Nothing is known yet.
+    pub const NOTHING: Self = Self {
+        source_identity: 0,
+        target_identity: 0,
+        endpoint: 0,
+        target_endpoint: 0,
+        is_ipv6: 0,
+        point: Self::SILENT,
+        pad: 0,
+        ifindex: 0,
+    };
 
     /// The packet is of family `F`.
     pub fn family<F: Family>(&mut self) {

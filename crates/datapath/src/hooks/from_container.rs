@@ -24,6 +24,7 @@ pub struct FromContainer;
 impl Hook for FromContainer {
     const ID: HookId = HookId::FromContainer;
     const DIRECTION: Direction = Direction::Egress;
+    const BEFORE_STACK: bool = true;
 
     fn run<P: Packet, M: Maps>(
         packet: &mut P,

@@ -20,6 +20,7 @@ pub struct FromHost;
 impl Hook for FromHost {
     const ID: HookId = HookId::FromHost;
     const DIRECTION: Direction = Direction::Egress;
+    const BEFORE_STACK: bool = false;
 
     fn run<P: Packet, M: Maps>(
         packet: &mut P,

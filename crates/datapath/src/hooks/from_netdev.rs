@@ -22,6 +22,7 @@ pub struct FromNetdev;
 impl Hook for FromNetdev {
     const ID: HookId = HookId::FromNetdev;
     const DIRECTION: Direction = Direction::Ingress;
+    const BEFORE_STACK: bool = true;
 
     fn run<P: Packet, M: Maps>(
         packet: &mut P,

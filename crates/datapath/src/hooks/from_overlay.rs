@@ -20,6 +20,7 @@ pub struct FromOverlay;
 impl Hook for FromOverlay {
     const ID: HookId = HookId::FromOverlay;
     const DIRECTION: Direction = Direction::Ingress;
+    const BEFORE_STACK: bool = true;
 
     fn run<P: Packet, M: Maps>(
         packet: &mut P,

@@ -47,6 +47,8 @@ pub trait Hook {
     const ID: HookId;
     /// Under which direction its drops are counted.
     const DIRECTION: Direction;
+    /// Whether what passes goes up the stack: it is the hook of an ingress.
+    const BEFORE_STACK: bool;
 
     /// The path of a packet through the hook.
     fn run<P: Packet, M: Maps>(
@@ -58,7 +60,7 @@ pub trait Hook {
 
 /// Runs `H` on a packet, counts it and tells who listens.
 pub fn run<H: Hook, P: Packet, M: Maps>(packet: &mut P, maps: &M) -> Verdict {
-    let mut seen = Seen::new();
+    let mut seen = Seen::NOTHING;
     match H::run(packet, maps, &mut seen) {
         Ok(verdict) => {
             observe::left(packet, maps, &seen);
@@ -66,6 +68,11 @@ pub fn run<H: Hook, P: Packet, M: Maps>(packet: &mut P, maps: &M) -> Verdict {
         }
         Err(reason) => {
             observe::dropped(packet, maps, &seen, H::ID, H::DIRECTION, reason);
+            // The stack drops it as well, and tells the sender, as a router does.
+            if reason == DropReason::TtlExceeded && H::BEFORE_STACK {
+                packet.accept_as_host();
+                return Verdict::Pass;
+            }
             Verdict::Drop
         }
     }

@@ -21,6 +21,7 @@ pub struct ToContainer;
 impl Hook for ToContainer {
     const ID: HookId = HookId::ToContainer;
     const DIRECTION: Direction = Direction::Ingress;
+    const BEFORE_STACK: bool = false;
 
     fn run<P: Packet, M: Maps>(
         packet: &mut P,

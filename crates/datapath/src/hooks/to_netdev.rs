@@ -17,6 +17,7 @@ pub struct ToNetdev;
 impl Hook for ToNetdev {
     const ID: HookId = HookId::ToNetdev;
     const DIRECTION: Direction = Direction::Egress;
+    const BEFORE_STACK: bool = false;
 
     fn run<P: Packet, M: Maps>(
         packet: &mut P,
@@ -25,7 +26,7 @@ impl Hook for ToNetdev {
     ) -> Result<Verdict, DropReason> {
         match carries(packet, maps) {
             Ok(found @ (Carries::V4 | Carries::V6)) => {
-                seen.is_ipv6 = u8::from(found == Carries::V6)
+                seen.is_ipv6 = u8::from(found == Carries::V6);
             }
             Ok(Carries::Arp | Carries::Other) | Err(_) => {
                 return Ok(Verdict::Pass);

@@ -18,6 +18,7 @@ pub struct ToOverlay;
 impl Hook for ToOverlay {
     const ID: HookId = HookId::ToOverlay;
     const DIRECTION: Direction = Direction::Egress;
+    const BEFORE_STACK: bool = false;
 
     fn run<P: Packet, M: Maps>(
         packet: &mut P,
