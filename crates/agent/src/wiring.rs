@@ -507,7 +507,7 @@ fn look_after_endpoints(
     jobs.spawn("forget-deleted-pods", |job| async move {
         tokio::select! {
             () = job.stop.cancelled() => {}
-            pods = pods.initialized() => all.forget_deleted(&adopted, &pods).await,
+            () = async { all.forget_deleted(&adopted, &pods.initialized().await).await } => {}
         }
         Ok::<(), String>(())
     });

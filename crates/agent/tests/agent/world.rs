@@ -303,7 +303,7 @@ impl World {
         jobs.spawn("forget", |job| async move {
             tokio::select! {
                 () = job.stop.cancelled() => {}
-                pods = pods.initialized() => all.forget_deleted(&adopted, &pods).await,
+                () = async { all.forget_deleted(&adopted, &pods.initialized().await).await } => {}
             }
             Ok::<(), String>(())
         });
