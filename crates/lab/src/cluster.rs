@@ -76,7 +76,10 @@ impl Cluster {
     ) -> Result<()> {
         let mut target = self.api.target(resource, namespace, name).map_err(said)?;
         subresource.clone_into(&mut target.subresource);
-        self.api.patch(&target, &Patch::Merge(patch), &WriteOptions::by(MANAGER)).map(drop).map_err(said)
+        self.api
+            .patch(&target, &Patch::Merge(patch), &WriteOptions::by(MANAGER))
+            .map(drop)
+            .map_err(said)
     }
 
     /// Sets fields of a cluster-wide object's status. Conditions of other types stay.
@@ -121,7 +124,9 @@ impl Cluster {
         let target = self.api.target(PODS, namespace, name).map_err(said)?;
         let binding = json!({"target": {"kind": "Node", "name": node}});
         match self.api.bind(&target, &binding, &WriteOptions::by("cilium-lab-scheduler")) {
-            Err(error) if self.is_pod(namespace, name, uid) && !error.is_conflict() => Err(said(error)),
+            Err(error) if self.is_pod(namespace, name, uid) && !error.is_conflict() => {
+                Err(said(error))
+            }
             _ => Ok(()),
         }
     }
@@ -133,7 +138,9 @@ impl Cluster {
         let catalog = self.api.catalog();
         let resource = catalog.all().find(|r| r.api_version() == api_version && *r.kind == *kind);
         let resource = resource.ok_or_else(|| {
-            anyhow!("no matches for kind {kind:?} in version {api_version:?}: the lab does not serve it")
+            anyhow!(
+                "no matches for kind {kind:?} in version {api_version:?}: the lab does not serve it"
+            )
         })?;
         let meta = &mut object["metadata"];
         let name = meta["name"].as_str().unwrap_or_default().to_owned();
@@ -164,14 +171,20 @@ impl Cluster {
             uid: Some(uid.to_owned()),
             ..DeleteOptions::default()
         };
-        let deleted = self.api.target(PODS, namespace, name).and_then(|t| self.api.delete(&t, &options));
+        let deleted =
+            self.api.target(PODS, namespace, name).and_then(|t| self.api.delete(&t, &options));
         if let (Err(error), true) = (deleted, self.is_pod(namespace, name, uid)) {
             warn!(pod = name, namespace, "remove the pod's object: {}", said(error));
         }
     }
 
     /// The text values of a ConfigMap or a Secret.
-    pub fn text_data(&self, kind: &str, namespace: &str, name: &str) -> Option<BTreeMap<String, String>> {
+    pub fn text_data(
+        &self,
+        kind: &str,
+        namespace: &str,
+        name: &str,
+    ) -> Option<BTreeMap<String, String>> {
         let resource = if kind == "secret" { "secrets" } else { CONFIG_MAPS };
         let object = self.find(resource, namespace, name)?;
         let data = object["data"].as_object().cloned().unwrap_or_default();

@@ -194,12 +194,19 @@ fn running(name: Option<&str>) -> Result<Paths> {
         return Ok(paths);
     }
     if paths.dir().exists() {
-        bail!("lab {0:?} has crashed; remove what is left with `cilium lab down --name {0}`", paths.name());
+        bail!(
+            "lab {0:?} has crashed; remove what is left with `cilium lab down --name {0}`",
+            paths.name()
+        );
     }
     let others = teardown::names()?;
     match others.as_slice() {
         [] => bail!("there is no lab {:?}; start it with `cilium lab up --name {0}`", paths.name()),
-        _ => bail!("there is no lab {:?}, but: {}; choose one with --name", paths.name(), others.join(", ")),
+        _ => bail!(
+            "there is no lab {:?}, but: {}; choose one with --name",
+            paths.name(),
+            others.join(", ")
+        ),
     }
 }
 
@@ -224,7 +231,10 @@ fn up(args: &Up) -> Result<ExitCode> {
     if !objects.is_empty() {
         let request = Request::Apply { objects, timeout_s: args.timeout };
         ask(&paths.control(), &request, |text| progress.tell(text)).with_context(|| {
-            format!("lab {0:?} is up, but its pods are not (`cilium lab down --name {0}` removes it)", spec.name)
+            format!(
+                "lab {0:?} is up, but its pods are not (`cilium lab down --name {0}` removes it)",
+                spec.name
+            )
         })?;
     }
     progress.tell(&format!("lab {:?} is up", spec.name));
@@ -236,7 +246,9 @@ fn must_be_root(what: &str) -> Result<()> {
     if nix::unistd::geteuid().is_root() {
         return Ok(());
     }
-    bail!("only root can {what}: it makes network namespaces and loads BPF programs; run it with sudo");
+    bail!(
+        "only root can {what}: it makes network namespaces and loads BPF programs; run it with sudo"
+    );
 }
 
 /// Lines with the time since the start, for people; not in the way of anything that reads output.
@@ -263,7 +275,10 @@ impl Progress {
 fn start_supervisor(spec: &Spec, paths: &Paths, progress: &Progress) -> Result<()> {
     fs::create_dir_all(LABS_DIR)?;
     if !teardown::leftovers(paths)?.is_empty() && !paths.dir().exists() {
-        bail!("parts of an earlier lab {0:?} are still there; remove them with `cilium lab down --name {0}`", spec.name);
+        bail!(
+            "parts of an earlier lab {0:?} are still there; remove them with `cilium lab down --name {0}`",
+            spec.name
+        );
     }
     // Creating the directory is what decides between two that start at the same time.
     if let Err(error) = fs::create_dir(paths.dir()) {
@@ -288,7 +303,12 @@ fn start_supervisor(spec: &Spec, paths: &Paths, progress: &Progress) -> Result<(
         env.extend(std::env::var(name).ok().map(|value| (name.to_owned(), value)));
     }
     let command = Command {
-        argv: vec![own.display().to_string(), "lab".to_owned(), "supervise".to_owned(), serde_json::to_string(spec)?],
+        argv: vec![
+            own.display().to_string(),
+            "lab".to_owned(),
+            "supervise".to_owned(),
+            serde_json::to_string(spec)?,
+        ],
         env,
         cgroup: Some(cgroup.as_fd()),
         stdout: Some(writer.as_fd()),
@@ -316,7 +336,9 @@ fn read_manifests(files: &[PathBuf]) -> Result<Vec<Value>> {
     let mut objects = Vec::new();
     for file in files {
         let text = match file.to_str() {
-            Some("-") => std::io::read_to_string(std::io::stdin()).context("read standard input")?,
+            Some("-") => {
+                std::io::read_to_string(std::io::stdin()).context("read standard input")?
+            }
             _ => fs::read_to_string(file).with_context(|| format!("read {}", file.display()))?,
         };
         let documents: Vec<Value> = serde_saphyr::from_multiple(&text)
@@ -362,7 +384,11 @@ fn down(args: &Down) -> Result<ExitCode> {
             true => eprintln!("lab {name:?} is removed"),
             false => {
                 let others = teardown::names()?;
-                let hint = if others.is_empty() { String::new() } else { format!(", but: {}", others.join(", ")) };
+                let hint = if others.is_empty() {
+                    String::new()
+                } else {
+                    format!(", but: {}", others.join(", "))
+                };
                 eprintln!("there is no lab {name:?}{hint}");
             }
         }
@@ -410,7 +436,10 @@ fn status(args: &StatusArgs) -> Result<ExitCode> {
     println!("Supervisor:  pid {}", status.supervisor_pid);
     let pid = |pid: Option<i32>| pid.map_or_else(|| "-".to_owned(), |pid| pid.to_string());
     println!("Operator:    pid {}", pid(status.operator_pid));
-    println!("\n{:<10} {:<10} {:<8} {:<6} {:<28} AGENT SOCKET", "NODE", "STATE", "AGENT", "PODS", "ADDRESSES");
+    println!(
+        "\n{:<10} {:<10} {:<8} {:<6} {:<28} AGENT SOCKET",
+        "NODE", "STATE", "AGENT", "PODS", "ADDRESSES"
+    );
     for node in status.nodes {
         let addresses: Vec<String> = node.addresses.iter().map(ToString::to_string).collect();
         println!(
@@ -477,7 +506,8 @@ struct Target {
 impl Target {
     fn node(paths: &Paths, node: &str) -> Result<Self> {
         let netns = File::open(paths.netns(node));
-        let netns = netns.with_context(|| format!("lab {:?} has no node {node:?}", paths.name()))?;
+        let netns =
+            netns.with_context(|| format!("lab {:?} has no node {node:?}", paths.name()))?;
         let cgroup = Cgroup::at(Cgroup::root()?.path().join(paths.cgroup()).join(node));
         // `hub` and `external` have a network of their own, but no mounts.
         let mntns = File::open(paths.node_mntns(node)).or_else(|_| File::open("/proc/self/ns/mnt"));
@@ -494,7 +524,9 @@ impl Target {
 
     fn container(located: &Located) -> Result<Self> {
         let proc = PathBuf::from(format!("/proc/{}", located.pid));
-        let open = |kind: &str| File::open(proc.join("ns").join(kind)).context("the container has just ended");
+        let open = |kind: &str| {
+            File::open(proc.join("ns").join(kind)).context("the container has just ended")
+        };
         let environ = fs::read(proc.join("environ")).unwrap_or_default();
         let pairs = environ.split(|byte| *byte == 0).filter_map(|pair| {
             let text = String::from_utf8_lossy(pair);
@@ -502,7 +534,8 @@ impl Target {
         });
         let group = Cgroup::at(&located.cgroup);
         let parent = located.cgroup.parent().context("a container's cgroup has a parent")?;
-        let name = located.cgroup.file_name().and_then(|n| n.to_str()).unwrap_or_default().to_owned();
+        let name =
+            located.cgroup.file_name().and_then(|n| n.to_str()).unwrap_or_default().to_owned();
         drop(group);
         Ok(Self {
             netns: open("net")?,
@@ -540,8 +573,10 @@ impl Target {
         let exit = runtime.block_on(async {
             let process = command.spawn()?;
             // What the terminal sends to us it sends to the command as well; we wait for its answer.
-            let mut interrupts = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::interrupt())?;
-            let mut terminations = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+            let mut interrupts =
+                tokio::signal::unix::signal(tokio::signal::unix::SignalKind::interrupt())?;
+            let mut terminations =
+                tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
             loop {
                 tokio::select! {
                     exit = process.wait() => return Ok::<_, anyhow::Error>(exit?),
@@ -561,7 +596,11 @@ impl Target {
 fn supervise(args: &Supervise) -> Result<ExitCode> {
     let filter = tracing_subscriber::EnvFilter::try_from_default_env()
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        .init();
     let spec: Spec = serde_json::from_str(&args.spec).context("the lab's description")?;
     supervisor::run(&spec)?;
     Ok(ExitCode::SUCCESS)

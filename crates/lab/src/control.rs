@@ -110,11 +110,7 @@ pub struct Located {
 }
 
 /// Asks a lab and waits for the answer.
-pub fn ask(
-    socket: &Path,
-    request: &Request,
-    mut progress: impl FnMut(&str),
-) -> Result<Value> {
+pub fn ask(socket: &Path, request: &Request, mut progress: impl FnMut(&str)) -> Result<Value> {
     let gone = || format!("the supervisor of the lab does not answer at {}", socket.display());
     let mut stream = UnixStream::connect(socket).with_context(gone)?;
     stream.set_write_timeout(Some(Duration::from_secs(10)))?;

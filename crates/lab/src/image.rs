@@ -89,12 +89,22 @@ mod tests {
     fn images_become_programs() {
         let agnhost = "registry.k8s.io/e2e-test-images/agnhost:2.53";
         check(agnhost, &[], &[], Some(("built in", "agnhost pause")));
-        check(agnhost, &[], &["netexec", "--http-port=80"], Some(("built in", "agnhost netexec --http-port=80")));
+        check(
+            agnhost,
+            &[],
+            &["netexec", "--http-port=80"],
+            Some(("built in", "agnhost netexec --http-port=80")),
+        );
         check(agnhost, &["/agnhost"], &["netexec"], Some(("built in", "agnhost netexec")));
         check(agnhost, &["sleep", "1"], &[], Some(("host", "sleep 1")));
         check("registry.k8s.io/pause:3.10", &[], &[], Some(("built in", "pause")));
         check("registry.k8s.io/pause@sha256:0123", &[], &[], Some(("built in", "pause")));
-        check("nginx", &["python3", "-m"], &["http.server"], Some(("host", "python3 -m http.server")));
+        check(
+            "nginx",
+            &["python3", "-m"],
+            &["http.server"],
+            Some(("host", "python3 -m http.server")),
+        );
         check("nginx", &[], &["-g", "daemon off"], None);
         check("example.org:5000/nginx:1", &[], &[], None);
     }

@@ -22,6 +22,7 @@ pub mod cluster;
 pub mod command;
 pub mod control;
 pub mod image;
+pub mod logs;
 pub mod network;
 pub mod node;
 pub mod place;

@@ -74,7 +74,8 @@ impl Network {
         let links = Netlink::in_netns(netns)?;
         set_up(&links, "lo")?;
         self.plug(&node.name(), netns, &links, (node.ipv4(), node.ipv6()))?;
-        for (any, gateway) in [("0.0.0.0/0", IpAddr::V4(EXTERNAL.0)), ("::/0", IpAddr::V6(EXTERNAL.1))]
+        for (any, gateway) in
+            [("0.0.0.0/0", IpAddr::V4(EXTERNAL.0)), ("::/0", IpAddr::V6(EXTERNAL.1))]
         {
             let route = Route { gateway: Some(gateway), ..Route::new(any.parse()?) };
             links.replace_route(&route).context("set the node's default route")?;

@@ -30,7 +30,8 @@ const LEASE_NAMESPACE: &str = "kube-node-lease";
 /// Registers the node as a kubelet does.
 pub fn register(cluster: &Cluster, spec: &Spec, node: NodeSpec) -> Result<()> {
     let name = node.name();
-    let addresses = node.addresses().map(|address| json!({"type": "InternalIP", "address": address}));
+    let addresses =
+        node.addresses().map(|address| json!({"type": "InternalIP", "address": address}));
     let hostname = json!({"type": "Hostname", "address": name});
     let addresses: Vec<Value> = addresses.into_iter().chain([hostname]).collect();
     let resources = json!({

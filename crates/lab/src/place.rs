@@ -15,7 +15,7 @@ use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Context as _, Result, bail};
 use kernel::cgroup::Cgroup;
 use kernel::netns::Netns;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
@@ -65,7 +65,7 @@ impl Place {
                 work();
             }
         })?;
-        let inside = is_ready.recv().map_err(|_| anyhow!("the thread of {name} is gone"))??;
+        let inside = is_ready.recv().with_context(|| format!("the thread of {name} is gone"))??;
 
         bind_file(&inside.net, &paths.netns(name))?;
         bind_file(&inside.mnt, &paths.node_mntns(name))?;
@@ -88,8 +88,10 @@ impl Place {
         let work = Box::new(move || {
             let _ = sender.send(work());
         });
-        self.work.send(work).map_err(|_| anyhow!("the thread of {} is gone", self.name))?;
-        receiver.await.map_err(|_| anyhow!("work in {} panicked", self.name))
+        if self.work.send(work).is_err() {
+            bail!("the thread of {} is gone", self.name);
+        }
+        receiver.await.with_context(|| format!("work in {} panicked", self.name))
     }
 
     /// Sets up a command to run in this place.
@@ -174,7 +176,8 @@ fn enter_new(paths: &Paths, name: &str) -> Result<Inside> {
 
     fs::write("/proc/sys/kernel/hostname", name).context("set the host name")?;
     let tid = nix::unistd::gettid();
-    let file = |kind: &str| PathBuf::from(format!("/proc/{}/task/{tid}/ns/{kind}", std::process::id()));
+    let file =
+        |kind: &str| PathBuf::from(format!("/proc/{}/task/{tid}/ns/{kind}", std::process::id()));
     Ok(Inside { net: file("net"), mnt: file("mnt"), uts: file("uts") })
 }
 

@@ -176,8 +176,10 @@ impl Command<'_> {
         // SAFETY: an `OwnedFd` owns its descriptor, which is neither replaced nor closed while the
         // `AsyncFd` has it.
         let registered = unsafe { AsyncFd::register_with_interest(pidfd, Interest::READABLE) };
-        let pidfd = registered
-            .map_err(|error| SpawnError::Step { step: "watch the new process", source: error.into() })?;
+        let pidfd = registered.map_err(|error| SpawnError::Step {
+            step: "watch the new process",
+            source: error.into(),
+        })?;
         Ok(Process { pid, pidfd })
     }
 
@@ -262,9 +264,9 @@ impl Image {
         let path_variable = command.env.iter().find(|(key, _)| key == "PATH");
         let path = find_program(name, path_variable.map_or(PATH, |(_, value)| value.as_str()))
             .ok_or_else(|| SpawnError::NotFound(name.clone()))?;
-        let argv = command.argv.iter().map(|arg| c_string(arg));
+        let argv = command.argv.iter().map(c_string);
         let argv = argv.collect::<Result<Vec<_>, _>>()?;
-        let envp = command.env.iter().map(|(key, value)| c_string(&format!("{key}={value}")));
+        let envp = command.env.iter().map(|(key, value)| c_string(format!("{key}={value}")));
         let envp = envp.collect::<Result<Vec<_>, _>>()?;
         let pointers = |strings: &[CString]| {
             strings.iter().map(|s| s.as_ptr()).chain([std::ptr::null()]).collect::<Vec<_>>()
@@ -385,9 +387,8 @@ pub fn find_program(name: &str, path: &str) -> Option<PathBuf> {
 
 fn c_string(text: impl AsRef<OsStr>) -> Result<CString, SpawnError> {
     let text = text.as_ref();
-    CString::new(text.as_bytes()).map_err(|e| {
-        SpawnError::Nul(String::from_utf8_lossy(&e.into_vec()).into_owned())
-    })
+    CString::new(text.as_bytes())
+        .map_err(|e| SpawnError::Nul(String::from_utf8_lossy(&e.into_vec()).into_owned()))
 }
 
 #[cfg(test)]
@@ -435,7 +436,9 @@ mod tests {
     }
 
     fn tempfile() -> std::fs::File {
-        nix::sys::memfd::memfd_create("test", nix::sys::memfd::MFdFlags::MFD_CLOEXEC).unwrap().into()
+        nix::sys::memfd::memfd_create("test", nix::sys::memfd::MFdFlags::MFD_CLOEXEC)
+            .unwrap()
+            .into()
     }
 
     fn read_all(mut file: std::fs::File) -> String {

@@ -50,8 +50,12 @@ fn tell(cluster: &Cluster, pod: &Pod, choice: Result<String, String>) {
             bound
         }
         Err(message) => {
-            let conditions = pod.status.iter().flat_map(|status| status.conditions.iter().flatten());
-            if conditions.into_iter().any(|c| c.type_ == "PodScheduled" && c.message.as_ref() == Some(&message)) {
+            let conditions =
+                pod.status.iter().flat_map(|status| status.conditions.iter().flatten());
+            if conditions
+                .into_iter()
+                .any(|c| c.type_ == "PodScheduled" && c.message.as_ref() == Some(&message))
+            {
                 return;
             }
             cluster.pod_event(pod, "cilium-lab-scheduler", "Warning", "FailedScheduling", &message);
@@ -59,7 +63,13 @@ fn tell(cluster: &Cluster, pod: &Pod, choice: Result<String, String>) {
                 "type": "PodScheduled", "status": "False", "reason": "Unschedulable",
                 "message": message, "lastTransitionTime": now(),
             });
-            cluster.merge(PODS, namespace, name, "status", json!({"status": {"conditions": [condition]}}))
+            cluster.merge(
+                PODS,
+                namespace,
+                name,
+                "status",
+                json!({"status": {"conditions": [condition]}}),
+            )
         }
     };
     if let Err(error) = written {
@@ -99,9 +109,12 @@ impl State {
     fn assign(&mut self) -> Vec<(Arc<Pod>, Result<String, String>)> {
         let waiting = self.pods.values().filter(|pod| node_of(pod).is_none() && !deleting(pod));
         let mut waiting: Vec<Arc<Pod>> = waiting.cloned().collect();
-        waiting.sort_by_key(|pod| (pod.metadata.creation_timestamp.clone(), pod.metadata.name.clone()));
+        waiting.sort_by_key(|pod| {
+            (pod.metadata.creation_timestamp.clone(), pod.metadata.name.clone())
+        });
         let decide = |pod: Arc<Pod>| {
-            let placed: Vec<Arc<Pod>> = self.pods.values().filter(|p| node_of(p).is_some()).cloned().collect();
+            let placed: Vec<Arc<Pod>> =
+                self.pods.values().filter(|p| node_of(p).is_some()).cloned().collect();
             let choice = choose(&pod, &self.nodes, &placed);
             if let (Ok(node), Some(uid)) = (&choice, &pod.metadata.uid) {
                 // The next decision must see this one.
@@ -124,7 +137,11 @@ fn deleting(pod: &Pod) -> bool {
 }
 
 /// The node for a pod, or the reasons against each.
-fn choose(pod: &Pod, nodes: &BTreeMap<String, Node>, placed: &[Arc<Pod>]) -> Result<String, String> {
+fn choose(
+    pod: &Pod,
+    nodes: &BTreeMap<String, Node>,
+    placed: &[Arc<Pod>],
+) -> Result<String, String> {
     let mut against: BTreeMap<&'static str, usize> = BTreeMap::new();
     let mut best: Option<((usize, usize), &String)> = None;
     for (name, node) in nodes {
@@ -165,7 +182,8 @@ fn objection(pod: &Pod, name: &str, node: &Node, placed: &[Arc<Pod>]) -> Option<
     }
     let selector = spec.node_selector.unwrap_or_default();
     let affinity = spec.affinity.unwrap_or_default();
-    let required = affinity.node_affinity.and_then(|a| a.required_during_scheduling_ignored_during_execution);
+    let required =
+        affinity.node_affinity.and_then(|a| a.required_during_scheduling_ignored_during_execution);
     let required = required.map(|r| r.node_selector_terms);
     let selected = selector.iter().all(|(key, value)| labels.get(key) == Some(value))
         && required.is_none_or(|terms| terms.iter().any(|term| term_matches(term, &labels, name)));
@@ -180,7 +198,8 @@ fn objection(pod: &Pod, name: &str, node: &Node, placed: &[Arc<Pod>]) -> Option<
     let here = || placed.iter().filter(|other| node_of(other) == Some(name));
     let own_terms = anti_affinity(pod);
     let namespace = &pod.metadata.namespace;
-    let excluded = here().any(|other| own_terms.iter().any(|term| excludes(term, namespace, other)));
+    let excluded =
+        here().any(|other| own_terms.iter().any(|term| excludes(term, namespace, other)));
     let excluding = here().any(|other| {
         let terms = anti_affinity(other);
         terms.iter().any(|term| excludes(term, &other.metadata.namespace, pod))
@@ -191,7 +210,8 @@ fn objection(pod: &Pod, name: &str, node: &Node, placed: &[Arc<Pod>]) -> Option<
 fn anti_affinity(pod: &Pod) -> Vec<PodAffinityTerm> {
     let affinity = pod.spec.as_ref().and_then(|s| s.affinity.as_ref());
     let anti = affinity.and_then(|a| a.pod_anti_affinity.as_ref());
-    anti.and_then(|a| a.required_during_scheduling_ignored_during_execution.clone()).unwrap_or_default()
+    anti.and_then(|a| a.required_during_scheduling_ignored_during_execution.clone())
+        .unwrap_or_default()
 }
 
 /// Whether a term of a pod in `namespace` keeps `other` off the node. All topologies are the node.
@@ -218,7 +238,9 @@ fn term_matches(term: &NodeSelectorTerm, labels: &Labels, name: &str) -> bool {
     let mut by_field = term.match_fields.iter().flatten();
     let name = name.to_owned();
     by_label.all(|e| expression(&e.operator, e.values.as_deref(), labels.get(&e.key)))
-        && by_field.all(|e| e.key == "metadata.name" && expression(&e.operator, e.values.as_deref(), Some(&name)))
+        && by_field.all(|e| {
+            e.key == "metadata.name" && expression(&e.operator, e.values.as_deref(), Some(&name))
+        })
 }
 
 fn expression(operator: &str, values: Option<&[String]>, value: Option<&String>) -> bool {
@@ -243,7 +265,9 @@ fn repels(taint: &Taint, tolerations: &[Toleration]) -> bool {
         let exists = toleration.operator.as_deref() == Some("Exists");
         effect.is_none_or(|effect| effect == taint.effect)
             && key.map_or(exists, |key| key == taint.key)
-            && (exists || toleration.value.as_deref().unwrap_or_default() == taint.value.as_deref().unwrap_or_default())
+            && (exists
+                || toleration.value.as_deref().unwrap_or_default()
+                    == taint.value.as_deref().unwrap_or_default())
     };
     taint.effect != "PreferNoSchedule" && !tolerations.iter().any(tolerated)
 }
@@ -284,8 +308,18 @@ mod tests {
     fn only_possible_nodes_are_chosen() {
         let taint = json!({"taints": [{"key": "k", "value": "v", "effect": "NoSchedule"}]});
         let two = nodes(&[("n1", taint), ("n2", json!({"unschedulable": true}))]);
-        check(&json!({}), &two, Err("0/2 nodes are available: 1 node(s) had untolerated taint(s), 1 node(s) were unschedulable."));
-        check(&json!({"tolerations": [{"key": "k", "operator": "Equal", "value": "v"}]}), &two, Ok("n1"));
+        check(
+            &json!({}),
+            &two,
+            Err(
+                "0/2 nodes are available: 1 node(s) had untolerated taint(s), 1 node(s) were unschedulable.",
+            ),
+        );
+        check(
+            &json!({"tolerations": [{"key": "k", "operator": "Equal", "value": "v"}]}),
+            &two,
+            Ok("n1"),
+        );
         check(&json!({"tolerations": [{"operator": "Exists"}]}), &two, Ok("n1"));
         let two = nodes(&[("n1", json!({})), ("n2", json!({}))]);
         check(&json!({"nodeSelector": {"kubernetes.io/hostname": "n2"}}), &two, Ok("n2"));
@@ -297,13 +331,15 @@ mod tests {
 
     #[test]
     fn pods_spread_and_keep_apart() {
-        let mut state = State { nodes: nodes(&[("n1", json!({})), ("n2", json!({}))]), ..State::default() };
+        let mut state =
+            State { nodes: nodes(&[("n1", json!({})), ("n2", json!({}))]), ..State::default() };
         let apart = json!({"affinity": {"podAntiAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [
             {"topologyKey": "kubernetes.io/hostname", "labelSelector": {"matchLabels": {"app": "a"}}}]}}});
         for name in ["p1", "p2", "p3"] {
             state.pods.insert(name.to_owned(), Arc::new(pod(name, &apart)));
         }
-        let choices = state.assign().into_iter().map(|(_, choice)| choice.is_ok()).collect::<Vec<_>>();
+        let choices =
+            state.assign().into_iter().map(|(_, choice)| choice.is_ok()).collect::<Vec<_>>();
         assert_eq!(choices, [true, true, false]);
     }
 }

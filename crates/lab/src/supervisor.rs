@@ -34,6 +34,7 @@ use tracing::{info, warn};
 use crate::apiserver::{self, ApiServer};
 use crate::cluster::{Applied, CILIUM_NODES, CONFIG_MAPS, Cluster, KUBE_SYSTEM, PODS};
 use crate::control::{Answer, Located, NodeStatus, Request, Status};
+use crate::logs::Logs;
 use crate::network::Network;
 use crate::node;
 use crate::place::{CgroupDir, Place};
@@ -41,9 +42,7 @@ use crate::process::{Command, PATH};
 use crate::program::keep_running;
 use crate::runner::{self, Node, PodChange, cni::Cni};
 use crate::scheduler;
-use crate::spec::{
-    CGROUP, CNI_CONFLIST, HUB, INTERNET, INTERNET_PORTS, NodeSpec, Paths, Spec,
-};
+use crate::spec::{CGROUP, CNI_CONFLIST, HUB, INTERNET, INTERNET_PORTS, NodeSpec, Paths, Spec};
 
 /// How long the nodes of a new lab may take to be ready.
 const READY_TIMEOUT: Duration = Duration::from_secs(120);
@@ -51,7 +50,8 @@ const READY_TIMEOUT: Duration = Duration::from_secs(120);
 /// Runs a lab until it is killed. Standard output is read by `cilium lab up` until the lab is
 /// ready: lines of [`Answer`].
 pub fn run(spec: &Spec) -> Result<()> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let mut launcher = Launcher(Some(std::io::stdout()));
     let result = runtime.block_on(supervise(spec, &mut launcher));
     if let Err(error) = &result {
@@ -109,7 +109,10 @@ impl Programs {
         let dir = own.parent().context("this program has no directory")?.to_path_buf();
         for name in ["cilium-agent", "cilium-operator", "cilium-cni"] {
             if !dir.join(name).is_file() {
-                bail!("{name} is not beside {}: build it with `cargo xtask build`, or copy all programs to one directory", own.display());
+                bail!(
+                    "{name} is not beside {}: build it with `cargo xtask build`, or copy all programs to one directory",
+                    own.display()
+                );
             }
         }
         Ok(Self { own, dir })
@@ -193,8 +196,12 @@ async fn wait_ready(lab: &Lab, launcher: &mut Launcher) -> Result<()> {
             return Ok(());
         }
     }
-    let missing: Vec<&str> =
-        lab.nodes.iter().filter(|n| !*n.node.ready.borrow()).map(|n| n.node.name.as_str()).collect();
+    let missing: Vec<&str> = lab
+        .nodes
+        .iter()
+        .filter(|n| !*n.node.ready.borrow())
+        .map(|n| n.node.name.as_str())
+        .collect();
     let first = missing.first().copied().unwrap_or_default();
     bail!(
         "after {} s these nodes are not ready: {}; look at {} (the lab is left as it is, `cilium lab down --name {}` removes it)",
@@ -219,6 +226,7 @@ async fn start_api_server(paths: &Paths, network: &Network) -> Result<ApiServer>
     let server = ApiServer::start(apiserver::Config {
         listeners: vec![local, hub_v4, hub_v6],
         server_names: names.into_iter().chain(addresses.map(|a| a.to_string())).collect(),
+        streams: Some(Arc::new(Logs { paths: paths.clone() })),
         ..apiserver::Config::default()
     })
     .await?;
@@ -302,7 +310,11 @@ fn environment(extra: &[(&str, &str)]) -> Vec<(String, String)> {
 
 fn open_log(paths: &Paths, name: &str) -> Result<File> {
     let path = paths.log(name);
-    OpenOptions::new().create(true).append(true).open(&path).with_context(|| format!("open {}", path.display()))
+    OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(&path)
+        .with_context(|| format!("open {}", path.display()))
 }
 
 fn start_operator(
@@ -388,7 +400,8 @@ fn make_node(
     network.add_node(node_spec, &place.netns)?;
     node::register(cluster, spec, node_spec)?;
     let conf_dir = Path::new(CNI_CONFLIST).parent().and_then(|dir| dir.strip_prefix("/run").ok());
-    let conf_dir = paths.node_run(&name).join(conf_dir.context("the CNI configuration is below /run")?);
+    let conf_dir =
+        paths.node_run(&name).join(conf_dir.context("the CNI configuration is below /run")?);
     fs::create_dir_all(&conf_dir)?;
     let cni = Cni::new(
         place.clone(),
@@ -606,10 +619,14 @@ fn status(lab: &Lab) -> Result<Status> {
 }
 
 fn locate(lab: &Lab, namespace: &str, pod: &str, container: Option<&str>) -> Result<Located> {
-    let all = lab.nodes.iter().flat_map(|n| n.node.running.lock().values().cloned().collect::<Vec<_>>());
+    let all =
+        lab.nodes.iter().flat_map(|n| n.node.running.lock().values().cloned().collect::<Vec<_>>());
     let mut found = all.filter(|running| running.namespace == namespace && running.name == pod);
     let Some(running) = found.next() else {
-        bail!("pod {namespace}/{pod} does not run in lab {:?}; see `kubectl get pods -A`", lab.spec.name);
+        bail!(
+            "pod {namespace}/{pod} does not run in lab {:?}; see `kubectl get pods -A`",
+            lab.spec.name
+        );
     };
     let container = match container {
         None => running.containers.first().context("the pod has no containers")?,
@@ -619,7 +636,9 @@ fn locate(lab: &Lab, namespace: &str, pod: &str, container: Option<&str>) -> Res
     };
     let cgroup = running.cgroup.join(container);
     let pids = Cgroup::at(&cgroup).processes().unwrap_or_default();
-    let pid = pids.first().with_context(|| format!("container {container} of pod {pod} does not run now"))?;
+    let pid = pids
+        .first()
+        .with_context(|| format!("container {container} of pod {pod} does not run now"))?;
     Ok(Located { pid: i32::try_from(*pid)?, cgroup })
 }
 
@@ -637,10 +656,19 @@ async fn wait_pods(
     while !waiting.is_empty() {
         let Ok(change) = tokio::time::timeout_at(deadline, watch.next()).await else {
             let state = |pod: &Applied| {
-                format!("{}/{} ({})", pod.namespace, pod.name, last.get(&pod.name).map_or("Pending", String::as_str))
+                format!(
+                    "{}/{} ({})",
+                    pod.namespace,
+                    pod.name,
+                    last.get(&pod.name).map_or("Pending", String::as_str)
+                )
             };
             let names: Vec<String> = waiting.iter().map(state).collect();
-            bail!("after {} s these pods are not Ready: {}; `kubectl describe pod` says more", timeout.as_secs(), names.join(", "));
+            bail!(
+                "after {} s these pods are not Ready: {}; `kubectl describe pod` says more",
+                timeout.as_secs(),
+                names.join(", ")
+            );
         };
         let of = |pod: &Applied| pod.namespace == change.namespace() && pod.name == change.name();
         let Some(index) = waiting.iter().position(of) else { continue };
@@ -649,7 +677,11 @@ async fn wait_pods(
             PodProgress::Ready => {
                 waiting.swap_remove(index);
                 let node = pod.spec.and_then(|spec| spec.node_name).unwrap_or_default();
-                let text = format!("pod {} Ready on {node} ({}/{count})", change.name(), count - waiting.len());
+                let text = format!(
+                    "pod {} Ready on {node} ({}/{count})",
+                    change.name(),
+                    count - waiting.len()
+                );
                 let _ = progress.send(text);
             }
             PodProgress::Hopeless(why) => {
@@ -669,7 +701,8 @@ enum PodProgress {
 
 fn pod_progress(pod: &Pod) -> PodProgress {
     let status = pod.status.clone().unwrap_or_default();
-    let ready = status.conditions.iter().flatten().any(|c| c.type_ == "Ready" && c.status == "True");
+    let ready =
+        status.conditions.iter().flatten().any(|c| c.type_ == "Ready" && c.status == "True");
     if ready || status.phase.as_deref() == Some("Succeeded") {
         return PodProgress::Ready;
     }

@@ -55,7 +55,9 @@ pub fn names() -> Result<Vec<String>> {
     names.extend(below(&Cgroup::root()?.path().join(CGROUP)));
     for path in Netns::list(Path::new(NETNS_DIR))? {
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        names.extend(name.strip_prefix("cilium-lab-").and_then(split_member).map(|(lab, _)| lab.to_owned()));
+        names.extend(
+            name.strip_prefix("cilium-lab-").and_then(split_member).map(|(lab, _)| lab.to_owned()),
+        );
     }
     names.sort();
     names.dedup();
@@ -91,7 +93,8 @@ fn kill_all(cgroup: &Cgroup) -> Result<()> {
     let mut pause = Duration::from_millis(2);
     while cgroup.path().exists() {
         match cgroup.kill() {
-            Err(CgroupError::File { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {}
+            Err(CgroupError::File { source, .. })
+                if source.kind() == std::io::ErrorKind::NotFound => {}
             other => other?,
         }
         // There is no event for "the last process has been taken apart" that survives the group.
@@ -100,7 +103,9 @@ fn kill_all(cgroup: &Cgroup) -> Result<()> {
         }
         if Instant::now() > deadline {
             let pids = survivors(cgroup.path());
-            bail!("processes of the lab do not end: {pids:?}; look at them, then run the command again");
+            bail!(
+                "processes of the lab do not end: {pids:?}; look at them, then run the command again"
+            );
         }
         std::thread::sleep(pause);
         pause = (pause * 2).min(Duration::from_millis(50));

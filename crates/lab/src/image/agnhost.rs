@@ -358,7 +358,8 @@ fn loss(args: &Loss) -> io::Result<()> {
     let socket = udp_to(target)?;
     socket.set_read_timeout(Some(Duration::from_millis(100)))?;
     // A receiver that is not scheduled for a while must not look like loss in the network.
-    let _ = nix::sys::socket::setsockopt(&socket, nix::sys::socket::sockopt::RcvBufForce, &(4 << 20));
+    let _ =
+        nix::sys::socket::setsockopt(&socket, nix::sys::socket::sockopt::RcvBufForce, &(4 << 20));
     let receiving = socket.try_clone()?;
     let (finish, finished) = std::sync::mpsc::channel::<()>();
     let receiver = std::thread::spawn(move || receive_echoes(&receiving, &finished));

@@ -182,7 +182,8 @@ impl Cni {
         let Some(path) = files.first() else {
             return Err(CniError::NoConfiguration(self.conf_dir.display().to_string()));
         };
-        let wrong = |reason: String| CniError::Configuration { path: path.display().to_string(), reason };
+        let wrong =
+            |reason: String| CniError::Configuration { path: path.display().to_string(), reason };
         let text = fs::read(path).map_err(|e| wrong(e.to_string()))?;
         let list: List = serde_json::from_slice(&text).map_err(|e| wrong(e.to_string()))?;
         match list.plugins.is_empty() {
@@ -201,7 +202,8 @@ impl Cni {
         let failed = |reason: String| CniError::Run { plugin: plugin.clone(), verb, reason };
         // A group of its own, so that plugins that run at the same time do not take it from each other.
         let name = format!("cni-{}", self.calls.fetch_add(1, Ordering::Relaxed));
-        let cgroup = CgroupDir::create(&self.place.cgroup, &name).map_err(|e| failed(e.to_string()))?;
+        let cgroup =
+            CgroupDir::create(&self.place.cgroup, &name).map_err(|e| failed(e.to_string()))?;
         let result = self.call_in(&cgroup, verb, conf, attachment).await;
         remove_cgroup(&cgroup.group).await;
         result
@@ -216,7 +218,8 @@ impl Cni {
     ) -> Result<Value, CniError> {
         let plugin = conf["type"].as_str().unwrap_or_default().to_owned();
         let failed = |reason: String| CniError::Run { plugin: plugin.clone(), verb, reason };
-        let stdin = memory_file("cni-conf", conf.to_string().as_bytes()).map_err(|e| failed(e.to_string()))?;
+        let stdin = memory_file("cni-conf", conf.to_string().as_bytes())
+            .map_err(|e| failed(e.to_string()))?;
         let mut stdout = memory_file("cni-result", b"").map_err(|e| failed(e.to_string()))?;
         let mut command = self.place.command(cgroup);
         command.argv = vec![self.bin_dir.join(&plugin).display().to_string()];
@@ -234,7 +237,10 @@ impl Cni {
             }
         };
         let mut output = Vec::new();
-        stdout.rewind().and_then(|()| stdout.read_to_end(&mut output)).map_err(|e| failed(e.to_string()))?;
+        stdout
+            .rewind()
+            .and_then(|()| stdout.read_to_end(&mut output))
+            .map_err(|e| failed(e.to_string()))?;
         let answer: Value = serde_json::from_slice(&output).unwrap_or(Value::Null);
         if exit.code() == 0 {
             return Ok(answer);
@@ -243,7 +249,8 @@ impl Cni {
             return Err(failed(format!("{exit}, without an error in JSON; see its log")));
         };
         let words = [&answer["msg"], &answer["details"]].map(|v| v.as_str().unwrap_or_default());
-        let message = words.iter().filter(|w| !w.is_empty()).copied().collect::<Vec<_>>().join(": ");
+        let message =
+            words.iter().filter(|w| !w.is_empty()).copied().collect::<Vec<_>>().join(": ");
         Err(CniError::Plugin { plugin, verb, code, message })
     }
 }
@@ -251,7 +258,8 @@ impl Cni {
 impl List {
     /// Both verbs came with version 1.1; for older configurations runtimes do not use them.
     fn has_status_and_gc(&self) -> bool {
-        let mut numbers = self.cni_version.split('.').map(|number| number.parse::<u32>().unwrap_or(0));
+        let mut numbers =
+            self.cni_version.split('.').map(|number| number.parse::<u32>().unwrap_or(0));
         (numbers.next(), numbers.next()) >= (Some(1), Some(1))
     }
 
@@ -315,15 +323,19 @@ mod tests {
 
     #[test]
     fn verbs_by_version() {
-        for (version, expected) in [("0.4.0", false), ("1.0.0", false), ("1.1.0", true), ("2.0.0", true)] {
-            let list = List { cni_version: version.to_owned(), name: String::new(), plugins: vec![] };
+        for (version, expected) in
+            [("0.4.0", false), ("1.0.0", false), ("1.1.0", true), ("2.0.0", true)]
+        {
+            let list =
+                List { cni_version: version.to_owned(), name: String::new(), plugins: vec![] };
             assert_eq!(list.has_status_and_gc(), expected, "{version}");
         }
     }
 
     #[test]
     fn addresses_of_a_result() {
-        let result = json!({"ips": [{"address": "10.244.1.7/32"}, {"address": "fd00:10::107/128"}]});
+        let result =
+            json!({"ips": [{"address": "10.244.1.7/32"}, {"address": "fd00:10::107/128"}]});
         let addresses: Vec<String> = addresses(&result).iter().map(IpAddr::to_string).collect();
         assert_eq!(addresses, ["10.244.1.7", "fd00:10::107"]);
     }

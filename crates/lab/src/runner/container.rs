@@ -8,9 +8,11 @@
 use std::fs::{File, OpenOptions};
 use std::net::IpAddr;
 use std::os::fd::AsFd as _;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use anyhow::Context as _;
 use k8s_openapi::api::core::v1 as k8s;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
@@ -22,6 +24,7 @@ use super::environment;
 use super::probe::{self, Prober};
 use super::status::{Container, State, Terminated};
 use crate::image::{self, Entrypoint};
+use crate::logs::log_name;
 use crate::place::CgroupDir;
 use crate::process::{Command, Exit, Private, Process};
 
@@ -45,8 +48,10 @@ pub struct Sandbox {
     pub addresses: Vec<IpAddr>,
     /// The pod's cgroup.
     pub cgroup: kernel::cgroup::Cgroup,
-    /// Where logs go: `<prefix>_<container>.log`.
-    pub log_prefix: String,
+    /// The lab's files.
+    pub paths: crate::spec::Paths,
+    /// The pod's namespace and name.
+    pub pod: (String, String),
     /// This program, which has the built-in images.
     pub own_program: String,
 }
@@ -80,7 +85,8 @@ pub async fn run(
         let began = Instant::now();
         match start(job) {
             Err(why) => {
-                container.state = State::Waiting { reason: why.reason(crashes), message: why.to_string() };
+                container.state =
+                    State::Waiting { reason: why.reason(crashes), message: why.to_string() };
                 container.ready = false;
                 report(&container);
                 // A container that cannot start is tried again as if it had crashed at once.
@@ -93,9 +99,9 @@ pub async fn run(
                 container.state = State::Running { started_at: started_at.clone() };
                 container.ready = job.spec.readiness_probe.is_none();
                 report(&container);
-                let mut run = Run { job, process: &process, cgroup: &cgroup, container: &mut container };
+                let run =
+                    Run { job, process: &process, cgroup: &cgroup, container: &mut container };
                 let exit = run.until_end(&report, &mut stop).await;
-                drop(run);
                 // Whatever the main process left behind ends with it.
                 remove_cgroup(&cgroup.group).await;
                 let end = Terminated {
@@ -130,7 +136,10 @@ pub async fn run(
             if let (State::Terminated(_), Some(_)) = (&container.state, &container.last) {
                 container.state = State::Waiting {
                     reason: "CrashLoopBackOff",
-                    message: format!("back-off {pause}s restarting failed container {}", job.spec.name),
+                    message: format!(
+                        "back-off {pause}s restarting failed container {}",
+                        job.spec.name
+                    ),
                 };
                 report(&container);
             }
@@ -198,8 +207,8 @@ fn start(job: &Job) -> Result<(Process, CgroupDir), StartError> {
         }
     };
     let cgroup = CgroupDir::create(&sandbox.cgroup, &spec.name)?;
-    let log_path = format!("{}_{}.log", sandbox.log_prefix, spec.name);
-    let log = open_log(&log_path)?;
+    let (namespace, pod) = &sandbox.pod;
+    let log = open_log(&sandbox.paths.log(&log_name(namespace, pod, &spec.name)))?;
     let netns = sandbox.netns.as_ref().unwrap_or(&sandbox.place.netns);
     let hostname = environment::hostname(&job.pod);
     let private = sandbox.netns.is_some().then_some(Private { hostname });
@@ -230,9 +239,9 @@ pub async fn remove_cgroup(group: &kernel::cgroup::Cgroup) {
     tracing::warn!("cgroup {} is still busy", group.path().display());
 }
 
-fn open_log(path: &str) -> anyhow::Result<File> {
-    use anyhow::Context as _;
-    OpenOptions::new().create(true).append(true).open(path).with_context(|| format!("open log {path}"))
+fn open_log(path: &Path) -> anyhow::Result<File> {
+    let opened = OpenOptions::new().create(true).append(true).open(path);
+    opened.with_context(|| format!("open log {}", path.display()))
 }
 
 /// Identifies one run of a container: 64 hexadecimal digits, as runtimes have it.
@@ -250,7 +259,7 @@ struct Run<'a> {
 
 impl Run<'_> {
     /// Probes the container until its process ends, by itself or because it is told to.
-    async fn until_end(&mut self, report: &(impl Fn(&Container) + Send), stop: &mut Stop) -> Exit {
+    async fn until_end(self, report: &(impl Fn(&Container) + Send), stop: &mut Stop) -> Exit {
         let (sender, mut verdicts) = mpsc::channel(4);
         let mut probers = tokio::task::JoinSet::new();
         let probes = [

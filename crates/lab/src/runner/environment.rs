@@ -32,7 +32,9 @@ pub enum EnvironmentError {
         key: String,
     },
     /// A field that the downward API does not have here.
-    #[error("env {variable}: field {path:?} is not supported; use metadata.*, spec.nodeName, spec.serviceAccountName, status.podIP(s) or status.hostIP(s)")]
+    #[error(
+        "env {variable}: field {path:?} is not supported; use metadata.*, spec.nodeName, spec.serviceAccountName, status.podIP(s) or status.hostIP(s)"
+    )]
     Field {
         /// The variable.
         variable: String,
@@ -75,7 +77,11 @@ pub fn environment(
         let secret = from.secret_ref.as_ref().map(|r| ("secret", &r.name, r.optional));
         for (kind, name, optional) in config_map.into_iter().chain(secret) {
             match sources.get(&(kind, name.clone())).and_then(Option::as_ref) {
-                Some(data) => data.iter().for_each(|(k, v)| set(&format!("{prefix}{k}"), v.clone())),
+                Some(data) => {
+                    for (key, value) in data {
+                        set(&format!("{prefix}{key}"), value.clone());
+                    }
+                }
                 None if optional == Some(true) => {}
                 None => return Err(EnvironmentError::Missing { kind, name: name.clone() }),
             }

@@ -29,6 +29,7 @@ use super::container::{self, Job, Sandbox, Stop, new_id};
 use super::environment::{self, Sources};
 use super::status::{Container, Seen, State, pod_status};
 use super::{Node, Running};
+use crate::logs::log_name;
 use crate::spec::NETNS_DIR;
 
 /// Pauses between attempts to set up a pod's network; the last one repeats.
@@ -108,6 +109,8 @@ impl Worker {
 
     /// Runs the pod to its end.
     pub async fn run(mut self) {
+        // Those of an earlier pod of the same name.
+        self.remove_logs();
         let network = self.set_up().await;
         if self.stop().is_none() {
             self.run_containers(network.as_ref()).await;
@@ -123,12 +126,21 @@ impl Worker {
             let _ = self.wanted.wait_for(|wanted| wanted.stop().is_some()).await;
         }
         self.tear_down(network).await;
+        self.remove_logs();
         let gone = self.wanted.borrow().gone;
         if !gone {
             self.write_status();
             self.node.cluster.delete_pod(&self.namespace, &self.name, &self.uid);
         }
         self.node.running.lock().remove(&self.uid);
+    }
+
+    fn remove_logs(&self) {
+        let spec = self.pod().spec.clone().unwrap_or_default();
+        for container in spec.init_containers.iter().flatten().chain(&spec.containers) {
+            let name = log_name(&self.namespace, &self.name, &container.name);
+            let _ = std::fs::remove_file(self.node.paths.log(&name));
+        }
     }
 
     fn pod(&self) -> Arc<Pod> {
@@ -245,7 +257,8 @@ impl Worker {
         if let Some(network) = network {
             self.release(network).await;
         }
-        let pods = kernel::cgroup::Cgroup::at(self.node.pods_cgroup.path().join(self.cgroup_name()));
+        let pods =
+            kernel::cgroup::Cgroup::at(self.node.pods_cgroup.path().join(self.cgroup_name()));
         container::remove_cgroup(&pods).await;
     }
 
@@ -291,13 +304,13 @@ impl Worker {
             }
             None => None,
         };
-        let log = self.node.paths.log(&format!("{}_{}", self.namespace, self.name));
         Ok(Sandbox {
             place: self.node.place.clone(),
             netns,
             addresses: self.seen.addresses.clone(),
             cgroup,
-            log_prefix: log.with_extension("").display().to_string(),
+            paths: self.node.paths.clone(),
+            pod: (self.namespace.clone(), self.name.clone()),
             own_program: self.node.own_program.clone(),
         })
     }
@@ -393,7 +406,8 @@ impl Worker {
         if status == self.written {
             return;
         }
-        let written = self.node.cluster.write_pod_status(&self.namespace, &self.name, &self.uid, &status);
+        let written =
+            self.node.cluster.write_pod_status(&self.namespace, &self.name, &self.uid, &status);
         match written {
             Ok(()) => self.written = status,
             Err(error) => warn!(pod = self.name, "write status: {error:#}"),

@@ -109,9 +109,13 @@ impl Prober {
 
     /// Runs a command beside the container's process.
     async fn exec(&self, argv: Vec<String>) -> bool {
-        let Ok(cgroup) = CgroupDir::create(&self.sandbox.cgroup, &self.container) else { return false };
+        let Ok(cgroup) = CgroupDir::create(&self.sandbox.cgroup, &self.container) else {
+            return false;
+        };
         let open = |kind: &str| std::fs::File::open(format!("/proc/{}/ns/{kind}", self.pid));
-        let (Ok(net), Ok(mnt), Ok(uts)) = (open("net"), open("mnt"), open("uts")) else { return false };
+        let (Ok(net), Ok(mnt), Ok(uts)) = (open("net"), open("mnt"), open("uts")) else {
+            return false;
+        };
         let command = Command {
             argv,
             env: vec![("PATH".to_owned(), PATH.to_owned())],
@@ -131,7 +135,9 @@ fn connect(target: SocketAddr, patience: Duration, http: Option<&k8s::HTTPGetAct
     let Ok(mut stream) = TcpStream::connect_timeout(&target, patience) else { return false };
     let Some(http) = http else { return true };
     let path = http.path.as_deref().unwrap_or("/");
-    let request = format!("GET {path} HTTP/1.1\r\nHost: {target}\r\nUser-Agent: kube-probe\r\nConnection: close\r\n\r\n");
+    let request = format!(
+        "GET {path} HTTP/1.1\r\nHost: {target}\r\nUser-Agent: kube-probe\r\nConnection: close\r\n\r\n"
+    );
     let mut head = [0_u8; 12];
     let asked = stream.set_read_timeout(Some(patience)).is_ok()
         && stream.write_all(request.as_bytes()).is_ok()

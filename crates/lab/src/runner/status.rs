@@ -98,7 +98,10 @@ pub fn pod_status(pod: &Pod, seen: &Seen, before: &PodStatus, now: &Time) -> Pod
     let not_ready = |what: &str| match phase {
         "Succeeded" => Some(("PodCompleted", String::new())),
         "Failed" => Some(("PodFailed", String::new())),
-        _ => Some(("ContainersNotReady", format!("containers with {what}: {}", unready(&spec, seen)))),
+        _ => Some((
+            "ContainersNotReady",
+            format!("containers with {what}: {}", unready(&spec, seen)),
+        )),
     };
     let unready_reason = (!containers_ready).then(|| not_ready("unready status")).flatten();
     let uninitialized = (!initialized)
@@ -106,11 +109,14 @@ pub fn pod_status(pod: &Pod, seen: &Seen, before: &PodStatus, now: &Time) -> Pod
     let generation = pod.metadata.generation;
     let condition = |kind: &str, status: bool, why: Option<(&str, String)>| {
         let status = if status { "True" } else { "False" };
-        let old = before.conditions.iter().flatten().find(|c| c.type_ == kind && c.status == status);
+        let old =
+            before.conditions.iter().flatten().find(|c| c.type_ == kind && c.status == status);
         PodCondition {
             type_: kind.to_owned(),
             status: status.to_owned(),
-            last_transition_time: old.and_then(|c| c.last_transition_time.clone()).or_else(|| Some(now.clone())),
+            last_transition_time: old
+                .and_then(|c| c.last_transition_time.clone())
+                .or_else(|| Some(now.clone())),
             reason: why.as_ref().map(|(reason, _)| (*reason).to_owned()),
             message: why.map(|(_, message)| message).filter(|m| !m.is_empty()),
             observed_generation: generation,
@@ -161,7 +167,8 @@ fn phase(seen: &Seen, policy: &str, initialized: bool) -> &'static str {
         let hopeless = policy == "Never" && seen.init_containers.iter().any(failed);
         return if hopeless { "Failed" } else { "Pending" };
     }
-    let waiting_first = |c: &Container| matches!(c.state, State::Waiting { .. }) && c.last.is_none();
+    let waiting_first =
+        |c: &Container| matches!(c.state, State::Waiting { .. }) && c.last.is_none();
     if seen.containers.iter().any(waiting_first) {
         return "Pending";
     }
@@ -302,10 +309,13 @@ mod tests {
         check("Never", &[ended(1)], &[waiting("PodInitializing")], ("Failed", "False"));
         check("Always", &[ended(0)], &[running()], ("Running", "True"));
         check("Always", &[], &[waiting("ErrImagePull")], ("Pending", "False"));
-        let crashing = Container { last: Some(match ended(1).state {
-            State::Terminated(end) => end,
-            _ => unreachable!(),
-        }), ..waiting("CrashLoopBackOff") };
+        let crashing = Container {
+            last: Some(match ended(1).state {
+                State::Terminated(end) => end,
+                _ => unreachable!(),
+            }),
+            ..waiting("CrashLoopBackOff")
+        };
         check("Always", &[], &[crashing], ("Running", "False"));
     }
 

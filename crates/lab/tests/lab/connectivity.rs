@@ -32,7 +32,8 @@ fn check(test: &str, settings: &[&str], families: &[&str]) {
             let host = NodeSpec::new(number).addresses().into_iter().find(same_family).unwrap();
             lab.exec("client", &["ping", "-c2", "-i0.2", "-W5", &host.to_string()]);
         }
-        let internet = [IpAddr::V4(INTERNET.0), IpAddr::V6(INTERNET.1)].into_iter().find(same_family);
+        let internet =
+            [IpAddr::V4(INTERNET.0), IpAddr::V6(INTERNET.1)].into_iter().find(same_family);
         let url = format!("http://{}/clientip", std::net::SocketAddr::new(internet.unwrap(), 80));
         let seen = lab.exec("client", &["curl", "-sS", "-m5", &url]);
         assert!(seen.contains(&own.to_string()), "the world outside sees {seen}, not {own}");
@@ -49,7 +50,15 @@ fn pod_to_pod(lab: &Lab, own: IpAddr, address: IpAddr) {
     assert!(seen.contains(&own.to_string()), "{address} sees {seen}, not {own}");
     let target = std::net::SocketAddr::new(address, 8081).to_string();
     let cilium = crate::world::bin_dir().join("cilium");
-    let ask = [cilium.to_str().unwrap(), "lab", "image", "agnhost", "connect", "--protocol=udp", "--timeout=5s"];
+    let ask = [
+        cilium.to_str().unwrap(),
+        "lab",
+        "image",
+        "agnhost",
+        "connect",
+        "--protocol=udp",
+        "--timeout=5s",
+    ];
     lab.exec("client", &[&ask[..], &[&target]].concat());
 }
 
@@ -61,9 +70,12 @@ fn mtu(lab: &Lab) {
             IpAddr::V6(_) => (vec!["ip", "-6", "route", "show", "default"], 48),
         };
         let text = lab.exec("client", &route);
-        let mtu = text.split_once("mtu ").map_or("1500", |(_, rest)| rest.split_whitespace().next().unwrap());
+        let mtu = text
+            .split_once("mtu ")
+            .map_or("1500", |(_, rest)| rest.split_whitespace().next().unwrap());
         let size = (mtu.parse::<usize>().unwrap() - headers).to_string();
-        let ping = ["ping", "-c1", "-W5", "-Mdo", "-s", &size, &address.to_string()].map(str::to_owned);
+        let ping =
+            ["ping", "-c1", "-W5", "-Mdo", "-s", &size, &address.to_string()].map(str::to_owned);
         lab.exec("client", &ping.each_ref().map(String::as_str));
     }
 }

@@ -32,7 +32,8 @@ fn streams(lab: &Lab) -> Vec<(&'static str, Background)> {
 }
 
 fn assert_nothing_lost(lab: &Lab, streams: Vec<(&'static str, Background)>) {
-    let reports: Vec<(&str, Value)> = streams.into_iter().map(|(name, s)| (name, s.finish())).collect();
+    let reports: Vec<(&str, Value)> =
+        streams.into_iter().map(|(name, s)| (name, s.finish())).collect();
     for (name, report) in &reports {
         eprintln!("{name}: {report}");
     }
@@ -166,8 +167,12 @@ fn without_the_api_server_traffic_and_known_pods_go_on() {
     other["metadata"]["labels"]["app"] = "something-new".into();
     lab.create(vec![other]);
     lab.eventually("the endpoint object is there", SECONDS_30, || {
-        let known = lab.try_kubectl(&["get", "ciliumendpoints", "known", "-o", "jsonpath={.status.state}"], "");
-        known.as_deref() == Ok("ready") && lab.try_kubectl(&["get", "ciliumendpoints", "doomed"], "").is_err()
+        let known = lab.try_kubectl(
+            &["get", "ciliumendpoints", "known", "-o", "jsonpath={.status.state}"],
+            "",
+        );
+        known.as_deref() == Ok("ready")
+            && lab.try_kubectl(&["get", "ciliumendpoints", "doomed"], "").is_err()
     });
 }
 
@@ -182,7 +187,8 @@ fn an_exhausted_pool_says_so_and_leaks_nothing() {
     lab.apply(&pods);
     let running = || lab.pods().iter().filter(|p| p["status"]["phase"] == "Running").count();
     lab.eventually("somebody is told that there are no addresses", SECONDS_30, || {
-        let events = lab.kubectl(&["get", "events", "--field-selector=reason=FailedCreatePodSandBox"]);
+        let events =
+            lab.kubectl(&["get", "events", "--field-selector=reason=FailedCreatePodSandBox"]);
         events.contains("10.244.0.0/29")
     });
     // Eight addresses without the network's, the broadcast and the router's.
@@ -200,7 +206,8 @@ fn assert_nothing_left(lab: &Lab, before: &[(usize, &Inventory)]) {
     let deadline = Instant::now() + SECONDS_30;
     loop {
         let after: Vec<Inventory> = before.iter().map(|(node, _)| lab.inventory(*node)).collect();
-        if before.iter().zip(&after).all(|((_, before), after)| same_but_descriptors(before, after)) {
+        if before.iter().zip(&after).all(|((_, before), after)| same_but_descriptors(before, after))
+        {
             return;
         }
         if Instant::now() > deadline {
@@ -283,8 +290,11 @@ fn foreign_sources_and_broken_headers_are_dropped_counted_and_named() {
         let output = command.output().unwrap();
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         assert!(output.status.success(), "{}", crate::world::text(&output));
-        let rows = text.lines().filter(|line| line.to_lowercase().starts_with(&name.to_lowercase()));
-        let packets = |row: &str| row[name.len()..].split_whitespace().nth(1).unwrap().parse::<u64>().unwrap();
+        let rows =
+            text.lines().filter(|line| line.to_lowercase().starts_with(&name.to_lowercase()));
+        let packets = |row: &str| {
+            row[name.len()..].split_whitespace().nth(1).unwrap().parse::<u64>().unwrap()
+        };
         rows.map(packets).sum::<u64>()
     };
     // The gateway is known before, so that packets leave and not only questions for the gateway.
@@ -293,9 +303,12 @@ fn foreign_sources_and_broken_headers_are_dropped_counted_and_named() {
     }
     lab.exec("client", &["ip", "address", "add", "10.99.99.99/32", "dev", "lo"]);
     lab.exec("client", &["ip", "address", "add", "2001:db8:bad::1/128", "dev", "lo", "nodad"]);
-    for (source, target) in [("10.99.99.99", v4(&lab, "far")), ("2001:db8:bad::1", v6(&lab, "near"))] {
+    for (source, target) in
+        [("10.99.99.99", v4(&lab, "far")), ("2001:db8:bad::1", v6(&lab, "near"))]
+    {
         let before = counted("Invalid source ip");
-        let ping = ["ping", "-c3", "-i0.2", "-W1", "-I", source, &target.to_string()].map(str::to_owned);
+        let ping =
+            ["ping", "-c3", "-i0.2", "-W1", "-I", source, &target.to_string()].map(str::to_owned);
         let answered = lab.try_exec("client", &ping.each_ref().map(String::as_str));
         assert!(answered.is_err(), "{answered:?}");
         assert!(counted("Invalid source ip") > before, "{source} is not counted");

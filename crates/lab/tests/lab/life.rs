@@ -56,9 +56,13 @@ fn nothing_is_left_after_a_crash() {
     let name = lab.name.clone();
     let supervisor = lab.status()["supervisor_pid"].as_i64().unwrap();
     kill(Pid::from_raw(supervisor as i32), Signal::SIGKILL).unwrap();
-    let status = lab.command("status").output().unwrap();
-    assert!(!status.status.success());
-    let words = text(&status);
+    // It may take a moment to be gone.
+    let mut words = String::new();
+    lab.eventually("the supervisor is gone", Duration::from_secs(10), || {
+        let status = lab.command("status").output().unwrap();
+        words = text(&status);
+        !status.status.success() && !words.contains("does not answer")
+    });
     assert!(words.contains("has crashed") && words.contains("cilium lab down --name"), "{words}");
     let again = lab.command("up").output().unwrap();
     assert!(!again.status.success());
@@ -97,7 +101,8 @@ fn labs_live_side_by_side() {
     // The same addresses in both; each answers in its own.
     for lab in [&first, &second] {
         let address = lab.addresses("a")[0];
-        let answer = lab.on_node("node-1", &["curl", "-sS", "-m5", &format!("http://{address}:8080/hostname")]);
+        let answer = lab
+            .on_node("node-1", &["curl", "-sS", "-m5", &format!("http://{address}:8080/hostname")]);
         assert_eq!(answer, "a");
     }
     first.run("down", &[]);

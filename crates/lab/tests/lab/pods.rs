@@ -32,8 +32,7 @@ fn pods_have_the_status_that_a_kubelet_gives() {
     initialised["spec"]["initContainers"] =
         json!([{"name": "i", "image": "x", "command": ["sh", "-c", "sleep 0.3"]}]);
     let mut unready = with_command("unready", "Always", "sleep 1000");
-    unready["spec"]["containers"][0]["readinessProbe"] =
-        json!({"exec": {"command": ["test", "-e", format!("/tmp/{}-ready", lab.name)]}, "periodSeconds": 1});
+    unready["spec"]["containers"][0]["readinessProbe"] = json!({"exec": {"command": ["test", "-e", format!("/tmp/{}-ready", lab.name)]}, "periodSeconds": 1});
     let mut environment = with_command("environment", "Never", "[ \"$NODE/$IP\" = \"$WANTED\" ]");
     environment["spec"]["containers"][0]["env"] = json!([
         {"name": "NODE", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}},
@@ -46,19 +45,24 @@ fn pods_have_the_status_that_a_kubelet_gives() {
         initialised,
         unready,
         environment,
-        with_command("success", "Never", "exit 0"),
+        with_command("success", "Never", "echo one; echo two"),
         with_command("failure", "Never", "exit 3"),
         with_command("crash", "Always", "exit 4"),
     ]);
-    let phase = |name: &str| lab.pod(name)["status"]["phase"].as_str().unwrap_or_default().to_owned();
+    let phase =
+        |name: &str| lab.pod(name)["status"]["phase"].as_str().unwrap_or_default().to_owned();
     let reaches = |name: &str, wanted: &str| {
-        lab.eventually(&format!("{name} is {wanted}"), Duration::from_secs(30), || phase(name) == wanted);
+        lab.eventually(&format!("{name} is {wanted}"), Duration::from_secs(30), || {
+            phase(name) == wanted
+        });
     };
     reaches("success", "Succeeded");
     reaches("failure", "Failed");
     reaches("environment", "Succeeded");
     assert_eq!(container(&lab.pod("failure"))["state"]["terminated"]["exitCode"], 3);
     assert_eq!(container(&lab.pod("success"))["state"]["terminated"]["reason"], "Completed");
+    assert_eq!(lab.kubectl(&["logs", "success"]), "one\ntwo");
+    assert_eq!(lab.kubectl(&["logs", "success", "--tail=1"]), "two");
     lab.wait_ready(&["host", "initialised"]);
     assert_eq!(lab.pod("host")["status"]["podIP"], "172.18.1.1");
     lab.eventually("the crashing pod backs off", Duration::from_secs(10), || {
@@ -69,8 +73,10 @@ fn pods_have_the_status_that_a_kubelet_gives() {
     });
     lab.eventually("the image cannot be pulled", Duration::from_secs(10), || {
         let pod = lab.pod("no-image");
-        let reason = container(&pod)["state"]["waiting"]["reason"].as_str().unwrap_or_default().to_owned();
-        pod["status"]["phase"] == "Pending" && ["ErrImagePull", "ImagePullBackOff"].contains(&reason.as_str())
+        let reason =
+            container(&pod)["state"]["waiting"]["reason"].as_str().unwrap_or_default().to_owned();
+        pod["status"]["phase"] == "Pending"
+            && ["ErrImagePull", "ImagePullBackOff"].contains(&reason.as_str())
     });
     assert!(lab.kubectl(&["describe", "pod", "no-image"]).contains("agnhost"));
 
@@ -89,9 +95,11 @@ fn pods_end_gracefully() {
         return;
     }
     let lab = Lab::up(1, &[], &[]);
-    let mut polite = with_command("polite", "Always", "trap 'exit 0' TERM; while :; do sleep 0.1; done");
+    let mut polite =
+        with_command("polite", "Always", "trap 'exit 0' TERM; while :; do sleep 0.1; done");
     polite["spec"]["terminationGracePeriodSeconds"] = json!(60);
-    let mut stubborn = with_command("stubborn", "Always", "trap '' TERM; while :; do sleep 0.1; done");
+    let mut stubborn =
+        with_command("stubborn", "Always", "trap '' TERM; while :; do sleep 0.1; done");
     stubborn["spec"]["terminationGracePeriodSeconds"] = json!(2);
     lab.apply(&[polite, stubborn]);
     lab.wait_ready(&[]);

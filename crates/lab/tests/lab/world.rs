@@ -26,7 +26,8 @@ pub fn bin_dir() -> PathBuf {
 /// Whether the test can run here; says so loudly if not.
 pub fn can_run(test: &str) -> bool {
     let programs = ["cilium", "cilium-agent", "cilium-operator", "cilium-cni"];
-    let missing: Vec<&str> = programs.into_iter().filter(|p| !bin_dir().join(p).is_file()).collect();
+    let missing: Vec<&str> =
+        programs.into_iter().filter(|p| !bin_dir().join(p).is_file()).collect();
     let requirements = [
         kernel::requirements::root(),
         kernel::requirements::kernel(),
@@ -36,7 +37,11 @@ pub fn can_run(test: &str) -> bool {
     let reason = match requirements.into_iter().find_map(Result::err) {
         Some(error) => error.to_string(),
         None if !missing.is_empty() => {
-            format!("{} not in {}: run `cargo xtask build`", missing.join(", "), bin_dir().display())
+            format!(
+                "{} not in {}: run `cargo xtask build`",
+                missing.join(", "),
+                bin_dir().display()
+            )
         }
         None if Command::new("kubectl").arg("version").arg("--client").output().is_err() => {
             "kubectl is not installed".to_owned()
@@ -57,7 +62,8 @@ impl Lab {
     /// Starts a lab of this many nodes with these settings and these objects.
     pub fn up(nodes: u32, settings: &[&str], objects: &[Value]) -> Self {
         let number = LABS.fetch_add(1, Ordering::Relaxed);
-        let mut lab = Self { name: format!("t{}-{number}", std::process::id()), took: Duration::ZERO };
+        let mut lab =
+            Self { name: format!("t{}-{number}", std::process::id()), took: Duration::ZERO };
         let mut command = lab.command("up");
         command.args(["--nodes", &nodes.to_string()]);
         for setting in settings {
@@ -187,17 +193,22 @@ impl Lab {
     pub fn stream(&self, place: &[&str], target: IpAddr) -> Background {
         let cilium = bin_dir().join("cilium");
         let target = SocketAddr::new(target, 8081).to_string();
-        self.background(place, &[cilium.to_str().unwrap(), "lab", "image", "agnhost", "loss", &target])
+        self.background(
+            place,
+            &[cilium.to_str().unwrap(), "lab", "image", "agnhost", "loss", &target],
+        )
     }
 
     /// Everything that pods leave on a node while they are there.
     pub fn inventory(&self, node: usize) -> BTreeMap<&'static str, usize> {
         let name = format!("node-{node}");
         let lines = |argv: &[&str]| self.on_node(&name, argv).lines().count();
-        let maps = kernel::datapath::open_maps(&self.dir().join("nodes").join(&name).join("bpf")).unwrap();
+        let maps =
+            kernel::datapath::open_maps(&self.dir().join("nodes").join(&name).join("bpf")).unwrap();
         let descriptors = |pid: i64| fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count();
         let status = self.status();
-        let cgroups = kernel::cgroup::Cgroup::root().unwrap().path().join("cilium-lab").join(&self.name);
+        let cgroups =
+            kernel::cgroup::Cgroup::root().unwrap().path().join("cilium-lab").join(&self.name);
         let agent = self.agent_pid(node).map_or(0, |pid| descriptors(pid.into()));
         BTreeMap::from([
             ("namespaces", lines(&["ls", "/run/netns"])),
@@ -209,7 +220,14 @@ impl Lab {
             ("cilium_lxc_devices", maps.lxc_devices.entries().unwrap().len()),
             ("cilium_ipcache", maps.ipcache.entries().unwrap().len()),
             ("cilium_ipcache_hosts", maps.ipcache_hosts.entries().unwrap().len()),
-            ("cgroups", fs::read_dir(cgroups.join(&name).join("pods")).unwrap().flatten().filter(|e| e.path().is_dir()).count()),
+            (
+                "cgroups",
+                fs::read_dir(cgroups.join(&name).join("pods"))
+                    .unwrap()
+                    .flatten()
+                    .filter(|e| e.path().is_dir())
+                    .count(),
+            ),
             ("agent's descriptors", agent),
             ("supervisor's descriptors", descriptors(status["supervisor_pid"].as_i64().unwrap())),
         ])
@@ -220,7 +238,8 @@ impl Lab {
     }
 
     pub fn pods(&self) -> Vec<Value> {
-        let list: Value = serde_json::from_str(&self.kubectl(&["get", "pods", "-o", "json"])).unwrap();
+        let list: Value =
+            serde_json::from_str(&self.kubectl(&["get", "pods", "-o", "json"])).unwrap();
         list["items"].as_array().unwrap().clone()
     }
 
@@ -363,7 +382,9 @@ pub fn traces(name: &str) -> BTreeSet<String> {
     let mut found = BTreeSet::new();
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
     found.extend(mounts.lines().filter(|line| line.contains(name)).map(str::to_owned));
-    let list = |dir: &str| fs::read_dir(dir).into_iter().flatten().flatten().map(|e| e.path()).collect::<Vec<_>>();
+    let list = |dir: &str| {
+        fs::read_dir(dir).into_iter().flatten().flatten().map(|e| e.path()).collect::<Vec<_>>()
+    };
     let cgroups = kernel::cgroup::Cgroup::root().unwrap().path().join("cilium-lab");
     for dir in ["/run/netns", "/run/cilium-lab", cgroups.to_str().unwrap(), "/sys/class/net"] {
         let entries = list(dir).into_iter().map(|path| path.display().to_string());
