@@ -59,4 +59,8 @@ pub struct DatapathConfig {
     pub router_ipv4: [u8; 4],
     /// The pods' gateway, network byte order.
     pub router_ipv6: [u8; 16],
+    /// UDP port of the tunnel, network byte order; zero without a tunnel.
+    pub tunnel_port: [u8; 2],
+    /// Unused, zero.
+    pub pad_end: [u8; 2],
 }

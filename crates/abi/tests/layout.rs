@@ -49,7 +49,7 @@ fn layouts_are_what_they_were() {
         DatapathConfig {
             tunnel_ifindex, host_ifindex, trace_payload_len, host_endpoint_id, cluster_id,
             enable_ipv4, enable_ipv6, tunnel, monitor_aggregation, drop_events, trace_events,
-            debug_events, pad, host_mac, router_ipv4, router_ipv6,
+            debug_events, pad, host_mac, router_ipv4, router_ipv6, tunnel_port, pad_end,
         }
     );
     assert!(text == GOLDEN, "{text}");
@@ -137,7 +137,7 @@ DebugMessage 20 align 4
   8 arg1
   12 arg2
   16 arg3
-DatapathConfig 52 align 4
+DatapathConfig 56 align 4
   0 tunnel_ifindex
   4 host_ifindex
   8 trace_payload_len
@@ -154,6 +154,8 @@ DatapathConfig 52 align 4
   24 host_mac
   32 router_ipv4
   36 router_ipv6
+  52 tunnel_port
+  54 pad_end
 ";
 
 /// Numbers that tools outside read: Cilium's.

@@ -387,6 +387,7 @@ fn constants(config: &Config, node: &LocalNode, tunnel_ifindex: u32) -> Datapath
         drop_events: config.bpf_events_drop_enabled.into(),
         trace_events: config.bpf_events_trace_enabled.into(),
         debug_events: config.debug.into(),
+        tunnel_port: if node.tunnel { config.effective_tunnel_port().to_be_bytes() } else { [0; 2] },
         ..DatapathConfig::default()
     };
     constants.host_mac[..6].copy_from_slice(&node.host_mac.0);

@@ -7,7 +7,10 @@ use abi::{AddressKey, DatapathConfig, DropReason, identity};
 
 use crate::packet::{AF_INET, AF_INET6, Packet};
 use crate::wire::checksum::Update;
-use crate::wire::{at, eth, icmp6, ipv4, ipv6};
+use crate::wire::{at, eth, icmp6, ipv4, ipv6, udp};
+
+/// Protocol number of TCP.
+const TCP: u8 = 6;
 
 mod sealed {
     pub trait Sealed {}
@@ -36,6 +39,10 @@ pub trait Family: sealed::Sealed + Copy + Sized {
     fn hop_limit_and_protocol(hop: [u8; 4]) -> (u8, u8);
     /// Those bytes after one more hop.
     fn one_hop_less(hop: [u8; 4]) -> [u8; 4];
+    /// Whether UDP may come behind a header that names `protocol` as the next.
+    fn may_carry_udp(protocol: u8) -> bool;
+    /// Where the transport header is, behind options and extension headers.
+    fn transport<P: Packet>(packet: &P, header: &IpHeader<Self>) -> Result<Transport, DropReason>;
     /// Whether `address` names a group.
     fn is_multicast(address: Addr) -> bool;
     /// Whether `address` means something on one link only.
@@ -57,6 +64,17 @@ pub enum OnLink {
     Solicitation(icmp6::Solicitation),
     /// It is for the node's stack.
     ToStack,
+}
+
+/// A transport header.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Transport {
+    /// Its protocol.
+    pub protocol: u8,
+    /// Where it begins in the frame.
+    pub offset: usize,
+    /// Whether it is not there at all, but in the packet's first fragment.
+    pub is_elsewhere: bool,
 }
 
 /// An address: words in network byte order, IPv4 fills the first and leaves the rest zero.
@@ -201,6 +219,20 @@ impl Family for V4 {
         [ttl - 1, protocol, c0, c1]
     }
 
+    fn may_carry_udp(protocol: u8) -> bool {
+        protocol == udp::PROTOCOL
+    }
+
+    fn transport<P: Packet>(packet: &P, header: &IpHeader<Self>) -> Result<Transport, DropReason> {
+        let [b0, _, _, _, _, _, f0, f1] = packet.load(eth::LEN).ok_or(DropReason::Invalid)?;
+        let fragment = u16::from_be_bytes([f0, f1]) & ipv4::FRAGMENT_OFFSET_MASK;
+        Ok(Transport {
+            protocol: header.protocol(),
+            offset: eth::LEN + usize::from(b0 & 0xf) * 4,
+            is_elsewhere: fragment != 0,
+        })
+    }
+
     fn is_multicast(address: Addr) -> bool {
         let [first, ..] = address.0[0].to_ne_bytes();
         first & 0xf0 == 0xe0 || address.0[0] == u32::MAX
@@ -271,6 +303,42 @@ impl Family for V6 {
 
     fn one_hop_less([l0, l1, protocol, hop_limit]: [u8; 4]) -> [u8; 4] {
         [l0, l1, protocol, hop_limit - 1]
+    }
+
+    fn may_carry_udp(protocol: u8) -> bool {
+        !matches!(protocol, TCP | ipv6::ICMP6)
+    }
+
+    fn transport<P: Packet>(packet: &P, header: &IpHeader<Self>) -> Result<Transport, DropReason> {
+        let mut protocol = header.protocol();
+        let mut offset = eth::LEN + ipv6::LEN;
+        for _ in 0..=ipv6::EXTENSION_HEADERS_MAX {
+            match protocol {
+                ipv6::HOP_BY_HOP | ipv6::ROUTING | ipv6::TARGET_OPTIONS | ipv6::MOBILITY => {
+                    let [next, len] = packet.load(offset).ok_or(DropReason::InvalidExthdr)?;
+                    protocol = next;
+                    offset += (usize::from(len) + 1) * 8;
+                }
+                ipv6::AUTHENTICATION => {
+                    let [next, len] = packet.load(offset).ok_or(DropReason::InvalidExthdr)?;
+                    protocol = next;
+                    offset += (usize::from(len) + 2) * 4;
+                }
+                ipv6::FRAGMENT => {
+                    let [next, _, f0, f1] = packet.load(offset).ok_or(DropReason::InvalidExthdr)?;
+                    protocol = next;
+                    offset += 8;
+                    if u16::from_be_bytes([f0, f1]) & 0xfff8 != 0 {
+                        return Ok(Transport { protocol, offset, is_elsewhere: true });
+                    }
+                }
+                _ => return Ok(Transport { protocol, offset, is_elsewhere: false }),
+            }
+            if offset > ipv6::CHAIN_END_MAX {
+                break;
+            }
+        }
+        Err(DropReason::InvalidExthdr)
     }
 
     fn is_multicast(address: Addr) -> bool {

@@ -16,7 +16,7 @@ use crate::identity::{to_vni, world};
 use crate::maps::Maps;
 use crate::observe::{self, Seen};
 use crate::packet::{AF_INET, AF_INET6, NetworkAddress, Packet, Route, RouteQuery};
-use crate::wire::eth;
+use crate::wire::{eth, udp};
 
 /// To a local pod, straight into its namespace. For hooks at an ingress.
 pub fn to_endpoint<F: Family, P: Packet, M: Maps>(
@@ -55,6 +55,24 @@ fn address_to<P: Packet, M: Maps>(
     let args = [u32::from(endpoint.lxc_id), seen.source_identity];
     observe::debug(packet, maps, seen, DEBUG_LOCAL_DELIVERY, args);
     eth::set_addresses(packet, endpoint.mac, endpoint.node_mac).ok_or(DropReason::WriteError)
+}
+
+/// Whether a packet is for the tunnel port of whoever gets it.
+pub fn is_for_tunnel<F: Family, P: Packet, M: Maps>(
+    packet: &P,
+    maps: &M,
+    header: &IpHeader<F>,
+) -> Result<bool, DropReason> {
+    let tunnel_port = u16::from_ne_bytes(maps.config().tunnel_port);
+    if tunnel_port == 0 || !F::may_carry_udp(header.protocol()) {
+        return Ok(false);
+    }
+    let transport = F::transport(packet, header)?;
+    if transport.protocol != udp::PROTOCOL || transport.is_elsewhere {
+        return Ok(false);
+    }
+    let port = udp::target_port(packet, transport.offset).ok_or(DropReason::Invalid)?;
+    Ok(u16::from_ne_bytes(port) == tunnel_port)
 }
 
 /// To the host itself, through its stack, which learns who sends from the mark.

@@ -24,8 +24,8 @@ pub struct Seen {
     pub endpoint: u16,
     /// The local endpoint that the packet is for, 0 for none.
     pub target_endpoint: u16,
-    /// 1 when the packet is IPv6.
-    pub is_ipv6: u8,
+    /// `EVENT_F_*`.
+    pub flags: u8,
     /// Where it leaves, as an [`ObservationPoint`]; [`Self::SILENT`] when nobody need know: it is
     /// none of ours, or another hook sees it next, or it is our own answer.
     pub point: u8,
@@ -45,7 +45,7 @@ impl Seen {
         target_identity: 0,
         endpoint: 0,
         target_endpoint: 0,
-        is_ipv6: 0,
+        flags: 0,
         point: Self::SILENT,
         pad: 0,
         ifindex: 0,
@@ -53,7 +53,7 @@ impl Seen {
 
     /// The packet is of family `F`.
     pub fn family<F: Family>(&mut self) {
-        self.is_ipv6 = u8::from(F::NUMBER == V6::NUMBER);
+        self.flags |= if F::NUMBER == V6::NUMBER { EVENT_F_IPV6 } else { 0 };
     }
 
     /// The packet leaves at `point`, by the device `ifindex`.
@@ -108,7 +108,7 @@ pub fn dropped<P: Packet, M: Maps>(
         },
         file: hook as u8,
         ifindex: packet.ifindex(),
-        flags: flags(seen),
+        flags: seen.flags,
         ..DropNotify::default()
     });
 }
@@ -147,7 +147,7 @@ fn trace<P: Packet, M: Maps>(packet: &P, maps: &M, seen: &Seen, point: u8, ifind
         dst_label: seen.target_identity,
         dst_id: seen.target_endpoint,
         reason: TRACE_REASON_UNKNOWN,
-        flags: flags(seen),
+        flags: seen.flags,
         ifindex,
         ..TraceNotify::default()
     });
@@ -176,8 +176,4 @@ fn capture<P: Packet, M: Maps>(
         version,
         ext_version: 0,
     }
-}
-
-fn flags(seen: &Seen) -> u8 {
-    if seen.is_ipv6 != 0 { EVENT_F_IPV6 } else { 0 }
 }

@@ -488,6 +488,34 @@ fn from_the_network() {
 }
 
 #[test]
+fn a_pod_does_not_speak_for_others_through_a_nodes_tunnel_port() {
+    let send = |to: Both, is_v6, headers: &[u8]| {
+        let from = (POD_A.address.of(is_v6), 40_000);
+        let packet = packets::udp(from, (to.of(is_v6), example::TUNNEL_PORT), &[8; 40]);
+        from_pod(if is_v6 { packets::with_extension_headers(packet, headers) } else { packet })
+    };
+    for is_v6 in IPV6 {
+        for headers in [&[][..], &[0], &[60, 43, 44, 51, 60, 135]] {
+            for node in [example::NODE_1, example::NODE_2, example::WORLD] {
+                send(node, is_v6, headers).dropped(DropReason::EncapProhibited, Direction::Egress);
+            }
+            // Pods do not decapsulate.
+            send(POD_B.address, is_v6, headers).goes(Target::Peer(POD_B.ifindex));
+            send(example::POD_C, is_v6, headers).goes(Target::Device(example::TUNNEL_IFINDEX));
+        }
+    }
+    // Longer than we follow.
+    send(example::NODE_2, true, &[0; 7]).dropped(DropReason::InvalidExthdr, Direction::Egress);
+    // A port like any other where there is no tunnel.
+    let mut node = example::node();
+    node.config.tunnel_port = [0; 2];
+    let from = (POD_A.address.of(false), 40_000);
+    let to = (example::NODE_2.of(false), example::TUNNEL_PORT);
+    let frame = Frame::new(packets::udp(from, to, &[]), POD_A.ifindex);
+    pass(HookId::FromContainer, node, frame).passes();
+}
+
+#[test]
 fn from_the_host() {
     for is_v6 in IPV6 {
         let send = |to, packet_mark| {

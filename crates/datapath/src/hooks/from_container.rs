@@ -9,7 +9,7 @@ use abi::event::{DEBUG_ICMP6_NS, HookId, ObservationPoint};
 use abi::metrics::Direction;
 
 use super::{Carries, Hook, Verdict, carries};
-use crate::family::{Family, OnLink, V4, V6, address_key};
+use crate::family::{Family, IpHeader, OnLink, V4, V6, address_key};
 use crate::forward;
 use crate::identity::world;
 use crate::maps::Maps;
@@ -65,6 +65,7 @@ fn send<F: Family, P: Packet, M: Maps>(
         return if endpoint.flags & ENDPOINT_F_HOST == 0 {
             forward::to_endpoint(packet, maps, seen, &header, endpoint)
         } else {
+            refuse_forged_tunnel(packet, maps, &header)?;
             Ok(forward::to_host(packet, seen))
         };
     }
@@ -75,7 +76,20 @@ fn send<F: Family, P: Packet, M: Maps>(
             return forward::to_tunnel(packet, maps, seen, &node);
         }
     }
+    refuse_forged_tunnel(packet, maps, &header)?;
     forward::to_network(packet, seen, &header)
+}
+
+/// A pod that could send to a node's tunnel port would send in anybody's name.
+fn refuse_forged_tunnel<F: Family, P: Packet, M: Maps>(
+    packet: &P,
+    maps: &M,
+    header: &IpHeader<F>,
+) -> Result<(), DropReason> {
+    if forward::is_for_tunnel(packet, maps, header)? {
+        return Err(DropReason::EncapProhibited);
+    }
+    Ok(())
 }
 
 /// Everybody but the pod itself is at the gateway's MAC address.

@@ -5,7 +5,7 @@
 
 use abi::DropReason;
 use abi::endpoint::ENDPOINT_F_HOST;
-use abi::event::{HookId, ObservationPoint};
+use abi::event::{EVENT_F_VXLAN, HookId, ObservationPoint};
 use abi::metrics::Direction;
 
 use super::{Carries, Hook, Verdict, carries};
@@ -50,6 +50,9 @@ fn receive<F: Family, P: Packet, M: Maps>(
         .filter(|endpoint| endpoint.flags & ENDPOINT_F_HOST == 0);
     if endpoint.is_some() || observe::is_traced(maps) {
         seen.source_identity = identity_of::<F, M>(maps, &address_key::<F>(header.source));
+    }
+    if observe::is_traced(maps) && forward::is_for_tunnel(packet, maps, &header) == Ok(true) {
+        seen.flags |= EVENT_F_VXLAN;
     }
     observe::came_in(packet, maps, seen, ObservationPoint::FromNetwork);
     match endpoint {

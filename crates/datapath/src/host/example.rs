@@ -108,6 +108,8 @@ pub const CIDR_IDENTITY: u32 = identity::SCOPE_LOCAL | 5;
 pub const WORLD: Both = Both::new([198, 51, 100, 7], [0x2001, 0xdb8, 0xee, 0, 0, 0, 0, 7]);
 /// The tunnel device.
 pub const TUNNEL_IFINDEX: u32 = 77;
+/// UDP port of the tunnel.
+pub const TUNNEL_PORT: u16 = 8472;
 /// The host endpoint.
 pub const HOST_ENDPOINT: u16 = 900;
 
@@ -130,6 +132,8 @@ pub fn config() -> DatapathConfig {
         host_mac: [2, 0xc, 0, 0, 0, 1, 0, 0],
         router_ipv4: ROUTER.v4.octets(),
         router_ipv6: ROUTER.v6.octets(),
+        tunnel_port: TUNNEL_PORT.to_be_bytes(),
+        pad_end: [0; 2],
     }
 }
 

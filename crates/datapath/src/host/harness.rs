@@ -136,8 +136,15 @@ pub fn well_formed(choices: &mut Choices<'_>) -> Vec<u8> {
         3 => packets::udp((from, 40_000), (to, 53), b"question"),
         4 => packets::arp_request(POD_A.mac, source.v4, target.v4),
         5 => packets::neighbour_solicitation(POD_A.mac, source.v6, target.v6),
-        6 => packets::icmp6_message(source.v6, target.v6, choices.byte()),
-        _ => packets::udp((from, 1), (to, 2), &[0; 700]),
+        6 if !is_v6 => packets::icmp6_message(source.v6, target.v6, choices.byte()),
+        6 if is_v6 => packets::with_extension_headers(
+            packets::udp((from, 1), (to, example::TUNNEL_PORT), &[0; 30]),
+            choices.one_of(&[&[0, 60][..], &[44], &[43, 51], &[0; 7]]),
+        ),
+        _ => {
+            let port = choices.one_of(&[2, example::TUNNEL_PORT]);
+            packets::udp((from, 1), (to, port), &[0; 700])
+        }
     };
     let is_ip = packet[12..14] != crate::wire::eth::ARP;
     if is_ip && hop_limit != 64 { packets::with_hop_limit(packet, hop_limit) } else { packet }

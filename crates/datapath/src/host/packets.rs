@@ -92,6 +92,23 @@ pub fn with_hop_limit(mut frame: Vec<u8>, hop_limit: u8) -> Vec<u8> {
     frame
 }
 
+/// The IPv6 packet with these extension headers, each of eight bytes, in this order.
+///
+/// Its transport checksum stays right; [`is_valid`] does not look behind extension headers.
+pub fn with_extension_headers(mut frame: Vec<u8>, headers: &[u8]) -> Vec<u8> {
+    let mut next = frame[eth::LEN + 6];
+    for header in headers.iter().rev() {
+        // A length of 0 is eight bytes in all of them.
+        let at = eth::LEN + ipv6::LEN;
+        frame.splice(at..at, [next, 0, 0, 0, 0, 0, 0, 0]);
+        next = *header;
+    }
+    frame[eth::LEN + 6] = next;
+    let payload_len = (frame.len() - eth::LEN - ipv6::LEN) as u16;
+    frame[eth::LEN + 4..eth::LEN + 6].copy_from_slice(&payload_len.to_be_bytes());
+    frame
+}
+
 /// Who has `target`? Tell `sender`.
 pub fn arp_request(sender_mac: Mac, sender: Ipv4Addr, target: Ipv4Addr) -> Vec<u8> {
     let body =

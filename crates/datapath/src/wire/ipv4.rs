@@ -4,5 +4,7 @@
 pub const LEN: usize = 20;
 /// Offset of the four bytes TTL, protocol and checksum.
 pub const TTL_OFFSET: usize = 8;
+/// Bits of the fragment word that hold the offset.
+pub const FRAGMENT_OFFSET_MASK: u16 = 0x1fff;
 /// Protocol number of IGMP.
 pub const IGMP: u8 = 2;

@@ -6,5 +6,19 @@ pub const LEN: usize = 40;
 pub const HOP_LIMIT_OFFSET: usize = 4;
 /// Next header: hop-by-hop options.
 pub const HOP_BY_HOP: u8 = 0;
+/// Next header: routing.
+pub const ROUTING: u8 = 43;
+/// Next header: fragment.
+pub const FRAGMENT: u8 = 44;
+/// Next header: authentication (RFC 4302), whose length counts in words.
+pub const AUTHENTICATION: u8 = 51;
+/// Next header: options for the target.
+pub const TARGET_OPTIONS: u8 = 60;
+/// Next header: mobility (RFC 6275).
+pub const MOBILITY: u8 = 135;
+/// Extension headers that we follow; a longer chain is refused.
+pub const EXTENSION_HEADERS_MAX: usize = 6;
+/// Offset in a frame beyond which we follow no chain.
+pub const CHAIN_END_MAX: usize = 1024;
 /// Next header: ICMPv6.
 pub const ICMP6: u8 = 58;

@@ -7,6 +7,7 @@ pub mod eth;
 pub mod icmp6;
 pub mod ipv4;
 pub mod ipv6;
+pub mod udp;
 
 /// The `N` bytes at `offset` of `bytes`, which must have them: a constant of the caller.
 #[inline(always)]

@@ -18,6 +18,7 @@ const SWITCHES: [(&str, fn(&mut DatapathConfig)); 7] = [
     ("tunnel", |config| {
         config.tunnel = abi::config::TUNNEL_VXLAN;
         config.tunnel_ifindex = 1;
+        config.tunnel_port = 8472_u16.to_be_bytes();
     }),
     ("aggregation", |config| config.monitor_aggregation = abi::config::AGGREGATION_MEDIUM),
     ("drop-events", |config| config.drop_events = 1),
