@@ -52,7 +52,8 @@ impl Object {
         let fields = indexed.iter().map(|path| (*path, field_text(value, path))).collect();
         let is_being_deleted = meta["deletionTimestamp"].is_string();
         let uid = text("uid").into();
-        let json = serde_json::to_vec(value).unwrap_or_default();
+        // Boxed: a vector that grew may hold twice what it needs, and there are many.
+        let json = serde_json::to_vec(value).unwrap_or_default().into_boxed_slice();
         Self {
             key,
             uid,
