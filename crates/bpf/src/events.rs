@@ -23,7 +23,8 @@ struct PacketRecord<E> {
     packet: [u8; CAPTURE_LEN_MAX],
 }
 
-#[repr(C)]
+/// A record without a packet. Packed, so that it ends where the event does.
+#[repr(C, packed(4))]
 struct Record<E> {
     header: RecordHeader,
     event: E,

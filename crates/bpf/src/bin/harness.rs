@@ -17,6 +17,8 @@ use aya_ebpf::programs::TcContext;
 
 /// Bytes of a packet that are restored at most.
 const TEMPLATE_LEN_MAX: u32 = 128;
+/// Bytes of a packet that is restored at least.
+const ETHERNET_LEN: u32 = 14;
 /// A tunnel key without the local address, as the programs read it.
 const TUNNEL_KEY_LEN: u32 = core::mem::offset_of!(TunnelKey, __bindgen_anon_2) as u32;
 
@@ -47,7 +49,7 @@ pub fn restore(context: TcContext) -> i32 {
     let Some(template) = TEMPLATE.get(0) else { return TC_ACT_SHOT as i32 };
     context.set_mark(template.mark);
     let len = template.len;
-    if len == 0 || len > TEMPLATE_LEN_MAX {
+    if !(ETHERNET_LEN..=TEMPLATE_LEN_MAX).contains(&len) {
         return TC_ACT_SHOT as i32;
     }
     // SAFETY: the helper reads `len` bytes, which the template has.

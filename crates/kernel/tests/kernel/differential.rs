@@ -8,13 +8,20 @@
 
 use std::{collections::BTreeMap, path::Path};
 
-use abi::{DatapathConfig, metrics::METRICS_LEN, names};
+use abi::{
+    DatapathConfig,
+    event::{DropNotify, EventType, TraceNotify},
+    metrics::METRICS_LEN,
+    names,
+};
 use datapath::host::{
-    Frame, Node, example,
+    Event, Frame, Node, example,
     harness::{Choices, HOOKS, mutated, well_formed},
 };
 use kernel::datapath::{Datapath, LoadError, LoadOptions, MapSizes};
+use kernel::events::{self, EventRings};
 use kernel::map::Map as _;
+use zerocopy::IntoBytes as _;
 
 use crate::fixture::{BPFFS, on_node};
 use crate::harness::{Harness, Network, fill};
@@ -79,6 +86,7 @@ struct Pair<'a> {
     datapath: &'a Datapath,
     node: Node,
     counted_before: Vec<(u64, u64)>,
+    rings: EventRings,
 }
 
 impl<'a> Pair<'a> {
@@ -88,10 +96,14 @@ impl<'a> Pair<'a> {
         datapath: &'a Datapath,
         config: DatapathConfig,
     ) -> Self {
-        let node = crate::harness::node(config);
+        let mut node = crate::harness::node(config);
+        let all = [EventType::Drop, EventType::Debug, EventType::Trace];
+        node.listeners = all.iter().map(|event| event.listener_bit()).sum();
+        events::listen(&datapath.maps.runtime_config, &all).expect("events are wanted");
+        let rings = EventRings::new(&datapath.maps.events).expect("rings");
         fill(&datapath.maps, &node);
         let counted_before = crate::harness::counters(datapath);
-        Self { harness, network, datapath, node, counted_before }
+        Self { harness, network, datapath, node, counted_before, rings }
     }
 
     /// Changes the maps now and then, and compares what both builds make of a packet.
@@ -119,6 +131,10 @@ impl<'a> Pair<'a> {
             "{hook:?}: the kernel (left) and the host disagree on {before:02x?}\n{:?}",
             frame.target,
         );
+        let mut in_kernel = Vec::new();
+        self.rings.drain(usize::MAX, |event| in_kernel.push(without_hash(event.payload)));
+        let on_host: Vec<_> = frame.events.borrow().iter().map(bytes_of).collect();
+        assert_eq!(in_kernel, on_host, "{hook:?}: events of the kernel (left) and of the host");
     }
 
     /// Endpoints and addresses come and go, in both.
@@ -177,6 +193,29 @@ impl<'a> Pair<'a> {
             .collect();
         assert_eq!(in_kernel, on_host, "{hook:?}: counters of the kernel (left) and of the host");
     }
+}
+
+/// An event as it lies in a ring, without the flow hash, which the host build does not know.
+fn bytes_of(event: &Event) -> Vec<u8> {
+    without_hash(&match event {
+        Event::Trace(event, packet) => [event.as_bytes(), packet].concat(),
+        Event::Drop(event, packet) => [event.as_bytes(), packet].concat(),
+        Event::Debug(event) => event.as_bytes().to_vec(),
+    })
+}
+
+/// A record has room for a whole capture; what counts is `len_cap` bytes behind the struct.
+fn without_hash(payload: &[u8]) -> Vec<u8> {
+    let mut payload = payload.to_vec();
+    payload[4..8].fill(0);
+    let struct_len = match payload[0] {
+        kind if kind == EventType::Drop as u8 => size_of::<DropNotify>(),
+        kind if kind == EventType::Trace as u8 => size_of::<TraceNotify>(),
+        _ => return payload,
+    };
+    let len_cap = usize::from(u16::from_ne_bytes([payload[12], payload[13]]));
+    payload.truncate(struct_len + len_cap);
+    payload
 }
 
 /// xorshift: the same packets in every run.
