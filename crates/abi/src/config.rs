@@ -63,4 +63,9 @@ pub struct DatapathConfig {
     pub tunnel_port: [u8; 2],
     /// Unused, zero.
     pub pad_end: [u8; 2],
+    /// Native routing: the device on whose link the nodes are that the ipcache gives an address
+    /// of; 0 when the routing table is asked for every packet.
+    pub direct_ifindex: u32,
+    /// MTU of that device.
+    pub direct_mtu: u32,
 }

@@ -42,7 +42,7 @@ pub const IPCACHE_F_REMOTE_CLUSTER: u8 = 8;
 pub struct RemoteEndpointInfo {
     /// Security identity of the address.
     pub sec_identity: u32,
-    /// Node to encapsulate to, network byte order; IPv4 fills the first four bytes.
+    /// Node to encapsulate to, or in native routing the node as next hop, network byte order; IPv4 fills the first four bytes.
     pub tunnel_endpoint: [u8; 16],
     /// Unused, zero.
     pub pad: u16,

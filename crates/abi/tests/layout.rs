@@ -50,6 +50,7 @@ fn layouts_are_what_they_were() {
             tunnel_ifindex, host_ifindex, trace_payload_len, host_endpoint_id, cluster_id,
             enable_ipv4, enable_ipv6, tunnel, monitor_aggregation, drop_events, trace_events,
             debug_events, pad, host_mac, router_ipv4, router_ipv6, tunnel_port, pad_end,
+            direct_ifindex, direct_mtu,
         }
     );
     assert!(text == GOLDEN, "{text}");
@@ -137,7 +138,7 @@ DebugMessage 20 align 4
   8 arg1
   12 arg2
   16 arg3
-DatapathConfig 56 align 4
+DatapathConfig 64 align 4
   0 tunnel_ifindex
   4 host_ifindex
   8 trace_payload_len
@@ -156,6 +157,8 @@ DatapathConfig 56 align 4
   36 router_ipv6
   52 tunnel_port
   54 pad_end
+  56 direct_ifindex
+  60 direct_mtu
 ";
 
 /// Numbers that tools outside read: Cilium's.

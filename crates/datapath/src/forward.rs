@@ -100,18 +100,21 @@ pub fn identity_of<F: Family, M: Maps>(maps: &M, key: &AddressKey) -> u32 {
     whois::<F, M>(maps, key).map_or_else(|| world::<F>(maps.config()), |found| found.sec_identity)
 }
 
-/// The node that packets to `remote` are encapsulated to; `None` when they are routed.
-pub fn tunnel_to<M: Maps>(maps: &M, remote: &RemoteEndpointInfo) -> Option<NetworkAddress> {
+/// The node that `remote` is behind, when it is told and to be used.
+pub fn node_of(remote: &RemoteEndpointInfo) -> Option<NetworkAddress> {
     let relevant = IPCACHE_F_HAS_TUNNEL_ENDPOINT | IPCACHE_F_SKIP_TUNNEL;
-    if maps.config().tunnel == TUNNEL_OFF
-        || remote.flags & relevant != IPCACHE_F_HAS_TUNNEL_ENDPOINT
-    {
+    if remote.flags & relevant != IPCACHE_F_HAS_TUNNEL_ENDPOINT {
         return None;
     }
     let Addr(address) = Addr::from_v6(remote.tunnel_endpoint);
     let is_ipv6 = remote.flags & IPCACHE_F_IPV6_TUNNEL_ENDPOINT != 0;
     let address_family = if is_ipv6 { AF_INET6 } else { AF_INET };
     Some(NetworkAddress { address_family, address })
+}
+
+/// Whether packets between nodes are encapsulated.
+pub fn has_tunnel<M: Maps>(maps: &M) -> bool {
+    maps.config().tunnel != TUNNEL_OFF
 }
 
 /// To another node, encapsulated, with the source's identity as VNI.
@@ -129,6 +132,27 @@ pub fn to_tunnel<P: Packet, M: Maps>(
     let ifindex = maps.config().tunnel_ifindex;
     seen.leaves(ObservationPoint::ToOverlay, ifindex);
     Ok(packet.redirect(ifindex))
+}
+
+/// To another node on our own link: it is the next hop, so nobody need ask the routing table.
+/// `None` when the table must be asked all the same: the node speaks another family, or the packet
+/// may be too big, which the stack tells the sender.
+pub fn to_neighbour_node<F: Family, P: Packet, M: Maps>(
+    packet: &mut P,
+    maps: &M,
+    seen: &mut Seen,
+    header: &IpHeader<F>,
+    node: &NetworkAddress,
+) -> Result<Option<Verdict>, DropReason> {
+    let ifindex = maps.config().direct_ifindex;
+    let fits = packet.length() <= maps.config().direct_mtu + eth::LEN as u32;
+    if ifindex == 0 || node.address_family != F::ADDRESS_FAMILY || !fits {
+        return Ok(None);
+    }
+    header.forward(packet)?;
+    packet.set_mark(mark::with_identity(mark::IDENTITY, seen.source_identity));
+    seen.leaves(ObservationPoint::ToStack, ifindex);
+    Ok(Some(packet.redirect_neighbour(ifindex, node)))
 }
 
 /// Out of the node by its routing table, without the stack where the neighbour can be addressed

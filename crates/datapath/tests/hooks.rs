@@ -222,6 +222,47 @@ fn in_native_mode_pods_of_other_nodes_are_routed() {
 }
 
 #[test]
+fn in_native_mode_a_node_on_our_link_is_the_next_hop() {
+    let next_hop = NetworkAddress {
+        address_family: AF_INET,
+        address: [u32::from_ne_bytes(example::NODE_2.v4.octets()), 0, 0, 0],
+    };
+    let send = |to: Both, is_v6, mtu| {
+        let mut node = example::node();
+        node.config.tunnel = TUNNEL_OFF;
+        node.config.direct_ifindex = 9;
+        node.config.direct_mtu = mtu;
+        let frame = Frame::new(hello(POD_A.address, to, is_v6), POD_A.ifindex);
+        pass(HookId::FromContainer, node, frame)
+    };
+    let trace = send(example::POD_C, false, 1500);
+    trace
+        .goes(Target::Neighbour(9, next_hop))
+        .hops(1)
+        .counted(&[egress(0)])
+        .asked(1, 1, 1, 0)
+        .marked(identity_mark(POD_A.identity));
+    assert!(trace.after.routed.borrow().is_empty());
+    // IPv6 behind a node of IPv4, a packet of 40 bytes over a link of 39, and no pod at all: the
+    // routing table is asked.
+    for asks in [
+        send(example::POD_C, true, 1500),
+        send(example::POD_C, false, 39),
+        send(example::NODE_2, false, 1500),
+    ] {
+        asks.passes();
+        assert_eq!(asks.after.routed.borrow().len(), 1);
+    }
+    send(example::POD_D, true, 1500).goes(Target::Neighbour(
+        9,
+        NetworkAddress {
+            address_family: AF_INET6,
+            address: datapath::family::Addr::from_v6(example::NODE_3.octets()).0,
+        },
+    ));
+}
+
+#[test]
 fn a_foreign_source_address_is_dropped_counted_and_named() {
     for is_v6 in IPV6 {
         let mut node = example::node();

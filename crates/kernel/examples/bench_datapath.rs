@@ -104,7 +104,9 @@ fn paths() -> Vec<Way> {
         let routed = [493.0 / 2.0, 684.0 / 2.0];
         add(names::FROM_CONTAINER, "to a local pod", tcp(a, example::POD_B.address), false, local);
         add(names::FROM_CONTAINER, "to a pod, VXLAN", tcp(a, example::POD_C), false, overlay);
-        add(names::FROM_CONTAINER, "to a pod, native", tcp(a, example::POD_C), true, routed);
+        // The node of the other pod is given by an address of the same family.
+        let routed_pod = if is_v6 { example::POD_D } else { example::POD_C };
+        add(names::FROM_CONTAINER, "to a pod, native", tcp(a, routed_pod), true, routed);
         add(names::FROM_CONTAINER, "to the node", tcp(a, example::NODE_1), false, free);
         add(names::FROM_CONTAINER, "to the world", tcp(a, example::WORLD), false, free);
         let asks = if is_v6 {
@@ -135,6 +137,9 @@ fn load(tunnel: u8) -> Datapath {
     let config = abi::DatapathConfig {
         tunnel,
         monitor_aggregation: AGGREGATION_MEDIUM,
+        // Another node on our link; its address is the next hop.
+        direct_ifindex: if tunnel == abi::config::TUNNEL_OFF { 1 } else { 0 },
+        direct_mtu: 1500,
         debug_events: 0,
         ..example::config()
     };

@@ -72,8 +72,13 @@ fn send<F: Family, P: Packet, M: Maps>(
     seen.target_identity = world::<F>(maps.config());
     if let Some(remote) = forward::whois::<F, M>(maps, &key) {
         seen.target_identity = remote.sec_identity;
-        if let Some(node) = forward::tunnel_to(maps, remote) {
-            return forward::to_tunnel(packet, maps, seen, &node);
+        if let Some(node) = forward::node_of(remote) {
+            if forward::has_tunnel(maps) {
+                return forward::to_tunnel(packet, maps, seen, &node);
+            }
+            if let Some(verdict) = forward::to_neighbour_node(packet, maps, seen, &header, &node)? {
+                return Ok(verdict);
+            }
         }
     }
     refuse_forged_tunnel(packet, maps, &header)?;

@@ -62,6 +62,7 @@ fn send<F: Family, P: Packet, M: Maps>(
     seen.target_identity = remote.sec_identity;
     // Without a tunnel the route that led here is wrong: pods of other nodes are routed by nodes'
     // addresses.
-    let node = forward::tunnel_to(maps, remote).ok_or(DropReason::Unroutable)?;
+    let node = forward::node_of(remote).filter(|_| forward::has_tunnel(maps));
+    let node = node.ok_or(DropReason::Unroutable)?;
     forward::to_tunnel(packet, maps, seen, &node)
 }

@@ -134,6 +134,8 @@ pub fn config() -> DatapathConfig {
         router_ipv6: ROUTER.v6.octets(),
         tunnel_port: TUNNEL_PORT.to_be_bytes(),
         pad_end: [0; 2],
+        direct_ifindex: 0,
+        direct_mtu: 0,
     }
 }
 

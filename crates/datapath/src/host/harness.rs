@@ -88,6 +88,8 @@ pub fn config(choices: &mut Choices<'_>) -> DatapathConfig {
     {
         *field = !bits >> bit & 1;
     }
+    config.direct_ifindex = u32::from(bits >> 6 & 1) * 9;
+    config.direct_mtu = 1500;
     config.monitor_aggregation = aggregation;
     config.trace_payload_len = u32::from(choices.one_of(&[128_u8, 0, 255]));
     config

@@ -67,9 +67,14 @@ fn hooks_decide_alike_on_the_host_and_in_the_kernel() {
     });
 }
 
-const CONFIGURATIONS: [fn(&mut DatapathConfig); 4] = [
+const CONFIGURATIONS: [fn(&mut DatapathConfig); 5] = [
     |_| {},
     |config| config.tunnel = 0,
+    |config| {
+        config.tunnel = 0;
+        config.direct_ifindex = 1;
+        config.direct_mtu = 100;
+    },
     |config| config.enable_ipv6 = 0,
     |config| config.enable_ipv4 = 0,
 ];

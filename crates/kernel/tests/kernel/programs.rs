@@ -12,13 +12,17 @@ use kernel::datapath::{Datapath, LoadError, LoadOptions, MapSizes};
 use crate::fixture::{BPFFS, on_node};
 
 /// What a node can switch on and off.
-const SWITCHES: [(&str, fn(&mut DatapathConfig)); 7] = [
+const SWITCHES: [(&str, fn(&mut DatapathConfig)); 8] = [
     ("ipv4", |config| config.enable_ipv4 = 1),
     ("ipv6", |config| config.enable_ipv6 = 1),
     ("tunnel", |config| {
         config.tunnel = abi::config::TUNNEL_VXLAN;
         config.tunnel_ifindex = 1;
         config.tunnel_port = 8472_u16.to_be_bytes();
+    }),
+    ("direct", |config| {
+        config.direct_ifindex = 1;
+        config.direct_mtu = 1500;
     }),
     ("aggregation", |config| config.monitor_aggregation = abi::config::AGGREGATION_MEDIUM),
     ("drop-events", |config| config.drop_events = 1),
