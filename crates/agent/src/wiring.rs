@@ -38,6 +38,7 @@ use nix::fcntl::{Flock, FlockArg};
 use statedb::job::Group;
 use statedb::reconciler::{Pace, Progress, Target};
 use statedb::{Initializer, Reconciler, Row, Table, Writer};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::base;
 use crate::checkpoint::{Checkpoints, NodeCheckpoint};
@@ -77,6 +78,7 @@ const SHUTDOWN_DEADLINE: Duration = Duration::from_secs(5);
 /// either way.
 pub async fn run(loaded: Loaded, name: NodeName) -> anyhow::Result<()> {
     let Loaded { config, set, .. } = loaded;
+    let mut signals = Signals::new()?;
     let _lock = prepare_machine(&config)?;
     let jobs = Group::new();
 
@@ -90,7 +92,7 @@ pub async fn run(loaded: Loaded, name: NodeName) -> anyhow::Result<()> {
         checkpoint = startup::discover(
             &config, &own, &intent.nodes, &name, &netlink, &checkpoints,
         ) => checkpoint?,
-        result = ended(&jobs) => return result,
+        result = ended(&jobs, &mut signals) => return result,
     };
 
     let Base { node, datapath } = tokio::task::block_in_place(|| {
@@ -173,16 +175,27 @@ pub async fn run(loaded: Loaded, name: NodeName) -> anyhow::Result<()> {
         move |job| become_ready(job, agent, maps_written)
     });
 
-    ended(&jobs).await
+    ended(&jobs, &mut signals).await
+}
+
+/// The signals that end the agent, from its first moment on.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        let terminate = signal(SignalKind::terminate())?;
+        Ok(Self { terminate, interrupt: signal(SignalKind::interrupt())? })
+    }
 }
 
 /// Waits for a signal, or for a job that failed; then joins all jobs. What is in the kernel stays.
-async fn ended(jobs: &Group) -> anyhow::Result<()> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let mut terminate = signal(SignalKind::terminate())?;
+async fn ended(jobs: &Group, signals: &mut Signals) -> anyhow::Result<()> {
     let result = tokio::select! {
-        _ = terminate.recv() => Ok(()),
-        _ = tokio::signal::ctrl_c() => Ok(()),
+        _ = signals.terminate.recv() => Ok(()),
+        _ = signals.interrupt.recv() => Ok(()),
         failed = jobs.supervise() => failed,
     };
     tracing::info!("Stopping; the datapath goes on without the agent");
@@ -387,7 +400,11 @@ fn constants(config: &Config, node: &LocalNode, tunnel_ifindex: u32) -> Datapath
         drop_events: config.bpf_events_drop_enabled.into(),
         trace_events: config.bpf_events_trace_enabled.into(),
         debug_events: config.debug.into(),
-        tunnel_port: if node.tunnel { config.effective_tunnel_port().to_be_bytes() } else { [0; 2] },
+        tunnel_port: if node.tunnel {
+            config.effective_tunnel_port().to_be_bytes()
+        } else {
+            [0; 2]
+        },
         ..DatapathConfig::default()
     };
     constants.host_mac[..6].copy_from_slice(&node.host_mac.0);

@@ -67,34 +67,47 @@ impl Row for PublishedEndpoint {
     }
 }
 
-/// What should be published: every endpoint of a pod that is ready.
+/// What should be published: every pod that has a ready endpoint. A pod that is made anew under the
+/// same name has two for a moment; the one that the API server knows counts.
 pub fn published(
     node: &LocalNode,
     endpoints: &Snapshot<Endpoint>,
     pods: &Snapshot<LocalPod>,
 ) -> Vec<PublishedEndpoint> {
     let Some(at) = underlay_address(&node.addresses) else { return Vec::new() };
-    let ready = endpoints.rows().filter(|e| e.state == EndpointState::Ready);
-    let rows = ready.filter_map(|endpoint| {
-        let spec = &endpoint.spec;
-        let name = spec.pod()?;
+    let mut rows: BTreeMap<PodName, PublishedEndpoint> = BTreeMap::new();
+    for endpoint in endpoints.rows().filter(|e| e.state == EndpointState::Ready) {
+        let Some(name) = endpoint.spec.pod() else { continue };
         let pod = pods.get(&name);
-        let uid = if spec.pod_uid.is_empty() { pod.map(|p| p.uid.clone()) } else { None };
-        Some(PublishedEndpoint {
-            pod_uid: uid.unwrap_or_else(|| spec.pod_uid.clone()),
-            service_account: pod.map(|p| p.service_account.clone()).unwrap_or_default(),
-            pod: name,
-            endpoint_id: endpoint.id.number().into(),
-            identity: endpoint.identity.id,
-            labels: Arc::clone(&endpoint.identity.labels),
-            addresses: spec.addresses.clone(),
-            node: at,
-            state: endpoint.state,
-            attachment: spec.attachment(),
-            container_id: spec.container_id.clone(),
-        })
-    });
-    rows.collect()
+        let is_current = |uid: &str| pod.is_some_and(|pod| pod.uid == uid);
+        if rows.get(&name).is_none_or(|other| !is_current(&other.pod_uid)) {
+            rows.insert(name.clone(), publish(at, endpoint, name, pod));
+        }
+    }
+    rows.into_values().collect()
+}
+
+fn publish(
+    at: IpAddr,
+    endpoint: &Endpoint,
+    name: PodName,
+    pod: Option<&Arc<LocalPod>>,
+) -> PublishedEndpoint {
+    let spec = &endpoint.spec;
+    let uid = pod.map(|pod| pod.uid.clone()).filter(|_| spec.pod_uid.is_empty());
+    PublishedEndpoint {
+        pod: name,
+        pod_uid: uid.unwrap_or_else(|| spec.pod_uid.clone()),
+        endpoint_id: endpoint.id.number().into(),
+        identity: endpoint.identity.id,
+        labels: Arc::clone(&endpoint.identity.labels),
+        addresses: spec.addresses.clone(),
+        node: at,
+        state: endpoint.state,
+        attachment: spec.attachment(),
+        container_id: spec.container_id.clone(),
+        service_account: pod.map(|pod| pod.service_account.clone()).unwrap_or_default(),
+    }
 }
 
 /// The task around [`published`].
