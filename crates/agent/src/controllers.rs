@@ -69,6 +69,15 @@ pub struct Uplink {
 }
 
 impl LocalNode {
+    /// Native routing: whether the node with the address `remote` is the next hop to the pod with
+    /// the address `pod`, so that the datapath need not ask the routing table.
+    fn is_next_hop(&self, remote: IpAddr, pod: IpAddr) -> bool {
+        !self.tunnel
+            && self.direct_routes
+            && remote.is_ipv4() == pod.is_ipv4()
+            && self.uplink.on_link.iter().any(|net| net.contains(&remote))
+    }
+
     /// The identity of what is outside the cluster.
     fn world(&self, is_ipv4: bool) -> IdentityId {
         match (self.enable_ipv4 && self.enable_ipv6, is_ipv4) {
@@ -223,10 +232,16 @@ fn cluster_claims(node: &LocalNode, remote: &ClusterEndpoint) -> (Owner, Vec<(Ip
     let elsewhere = remote.node.filter(|at| !node.addresses.contains(at));
     let known = remote.identity != IdentityId::UNKNOWN;
     let claims = elsewhere.filter(|_| known).map_or_else(Vec::new, |at| {
-        let tunnel = if node.tunnel { TunnelEndpoint::Node(at) } else { TunnelEndpoint::Native };
-        let claim = Claim { identity: remote.identity, tunnel };
         let addresses = remote.addresses.iter().filter(|a| node.enables(**a));
-        addresses.map(|address| (IpNet::from(*address), claim.clone())).collect()
+        let claim = |address: &IpAddr| Claim {
+            identity: remote.identity,
+            tunnel: if node.tunnel || node.is_next_hop(at, *address) {
+                TunnelEndpoint::Node(at)
+            } else {
+                TunnelEndpoint::Native
+            },
+        };
+        addresses.map(|address| (IpNet::from(*address), claim(address))).collect()
     });
     (owner, claims)
 }

@@ -407,6 +407,10 @@ fn constants(config: &Config, node: &LocalNode, tunnel_ifindex: u32) -> Datapath
         },
         ..DatapathConfig::default()
     };
+    if !node.tunnel && node.direct_routes {
+        constants.direct_ifindex = node.uplink.ifindex;
+        constants.direct_mtu = node.device_mtu;
+    }
     constants.host_mac[..6].copy_from_slice(&node.host_mac.0);
     for router in &node.routers {
         match router {

@@ -135,12 +135,12 @@ impl fmt::Display for IpFamily {
 pub enum TunnelEndpoint {
     /// They are routed.
     Native,
-    /// They are encapsulated and sent to this node.
+    /// They are encapsulated and sent to this node; with native routing, sent to it as the next hop.
     Node(IpAddr),
 }
 
 impl TunnelEndpoint {
-    /// The node to encapsulate to.
+    /// That node.
     pub fn node(self) -> Option<IpAddr> {
         match self {
             Self::Native => None,
