@@ -53,10 +53,11 @@ fn node_name() -> anyhow::Result<NodeName> {
     Ok(NodeName::new(name.trim().to_ascii_lowercase()))
 }
 
-/// `RUST_LOG` decides, else the option `debug`. Libraries speak only when something is wrong.
+/// `RUST_LOG` decides, else the option `debug`. Libraries speak only when something is
+/// wrong; of the API server we tell ourselves.
 fn log_to_stderr(loaded: &Loaded) {
     let level = if loaded.config.debug { "debug" } else { "info" };
-    let default = format!("{level},kube=warn,hyper=warn,tower=warn,rustls=warn");
+    let default = format!("{level},kube=off,hyper=warn,tower=warn,rustls=warn");
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
     let ansi = std::io::stderr().is_terminal();
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);

@@ -13,6 +13,7 @@ use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use model::{EndpointState, Labels, Mac};
+use sha2::{Digest, Sha512_256};
 
 use super::{Agent, Refused, Shared, host_addressing};
 use crate::endpoint::{CreateError, find};
@@ -244,8 +245,17 @@ pub(super) fn describe_identity(identity: &Identity) -> ApiIdentity {
     ApiIdentity {
         id: identity.id,
         labels: identity.labels.to_strings(),
-        labels_sha256: String::new(),
+        labels_sha256: labels_digest(&identity.labels),
     }
+}
+
+/// Cilium's digest of a set of labels: SHA-512/256 over each label and a semicolon.
+pub(super) fn labels_digest(labels: &Labels) -> String {
+    let mut digest = Sha512_256::new();
+    for label in labels.iter() {
+        digest.update(format!("{}:{}={};", label.source, label.key, label.value));
+    }
+    digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn label_status(identity: &Identity) -> LabelConfigurationStatus {

@@ -14,7 +14,7 @@ use serde::Deserialize;
 use statedb::reconciler::{Progress, Status};
 use statedb::{Row, Table};
 
-use super::endpoint::describe_identity;
+use super::endpoint::{describe_identity, labels_digest};
 use super::{Agent, Refused, Shared};
 use crate::tables::{IpcacheEntry, Node};
 
@@ -51,8 +51,9 @@ pub(super) async fn identity_endpoints(State(agent): Shared) -> Json<Vec<Identit
 }
 
 fn reserved_identity(id: IdentityId) -> Option<ApiIdentity> {
-    let labels = id.reserved_labels()?.to_strings();
-    Some(ApiIdentity { id, labels, labels_sha256: String::new() })
+    let labels = id.reserved_labels()?;
+    let labels_sha256 = labels_digest(&labels);
+    Some(ApiIdentity { id, labels: labels.to_strings(), labels_sha256 })
 }
 
 /// The query of `GET /ip`.

@@ -67,10 +67,7 @@ fn full(agent: &Agent) -> StatusResponse {
         cilium: sum(agent),
         kubernetes: Some(kubernetes(agent)),
         kvstore: Some(Status::new(StatusState::Disabled, "Disabled")),
-        node_monitor: Some(MonitorStatus {
-            lost: agent.datapath.maps.events.lost().map_or(0, |lost| lost.cast_signed()),
-            ..MonitorStatus::default()
-        }),
+        node_monitor: Some(node_monitor(agent)),
         cluster: Some(ClusterStatus {
             cilium_health: None,
             self_name: format!("{}/{}", config.cluster_name, agent.node.name),
@@ -107,6 +104,20 @@ fn full(agent: &Agent) -> StatusResponse {
         stale: BTreeMap::new(),
     }
 }
+
+/// A ring per CPU.
+fn node_monitor(agent: &Agent) -> MonitorStatus {
+    let events = &agent.datapath.maps.events;
+    MonitorStatus {
+        cpus: events.info().map_or(0, |info| info.max_entries.into()),
+        npages: (abi::names::EVENTS_RING_BYTES / PAGE_BYTES).into(),
+        pagesize: PAGE_BYTES.into(),
+        lost: events.lost().map_or(0, |lost| lost.cast_signed()),
+        unknown: 0,
+    }
+}
+
+const PAGE_BYTES: u32 = 4096;
 
 /// Jobs that follow the API server.
 const WATCH_PREFIX: &str = "watch-";
