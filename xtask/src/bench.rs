@@ -29,7 +29,7 @@ fn repetitions() -> usize {
 }
 
 /// Runs one benchmark, or all.
-pub(crate) fn bench(root: &Root, name: Option<&str>) -> anyhow::Result<()> {
+pub(crate) fn bench(root: &Root, name: Option<&str>, as_built: bool) -> anyhow::Result<()> {
     if let Some(name) = name
         && !NAMES.contains(&name)
     {
@@ -39,7 +39,9 @@ pub(crate) fn bench(root: &Root, name: Option<&str>) -> anyhow::Result<()> {
         bail!("benchmarks load BPF programs and make network namespaces: start as root");
     }
     crate::test::lab_packages()?;
-    crate::build::release(root)?;
+    if !as_built {
+        crate::build::release(root)?;
+    }
     let mut failed = Vec::new();
     for candidate in NAMES.iter().filter(|candidate| name.is_none_or(|name| name == **candidate)) {
         say(format!("bench {candidate}"));

@@ -48,7 +48,12 @@ enum Verb {
         bless: bool,
     },
     /// Measure, all or one of: datapath, load, pod, cni, memory, lab.
-    Bench { name: Option<String> },
+    Bench {
+        name: Option<String>,
+        /// Measure the release build that is there, and build nothing.
+        #[arg(long)]
+        as_built: bool,
+    },
     /// An end of a benchmark's connection.
     #[command(hide = true)]
     BenchPeer(bench::PeerArguments),
@@ -85,7 +90,7 @@ fn main() -> ExitCode {
             };
         }
         Verb::Demo { down } => demo::demo(&root, down),
-        Verb::Bench { name } => bench::bench(&root, name.as_deref()),
+        Verb::Bench { name, as_built } => bench::bench(&root, name.as_deref(), as_built),
         Verb::BenchPeer(arguments) => bench::peer(&arguments),
         Verb::Tidy => tidy::check(&root).map(|()| shell::say("the tree is tidy")),
         Verb::VmRun { kernel, timeout, command } => {

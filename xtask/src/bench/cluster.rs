@@ -14,6 +14,8 @@ use crate::shell::{Root, output, say};
 
 /// Pods of a full node.
 const PODS: usize = 200;
+/// Until a node has its pods, or has got rid of them.
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A lab that is taken down when it is no longer needed.
 pub(super) struct Lab {
@@ -33,16 +35,17 @@ impl Lab {
         manifests: &[&str],
     ) -> anyhow::Result<Self> {
         let cilium = root.target().join("release/cilium");
-        Self::up_with(root, &cilium, name, nodes, manifests)
+        Self::up_with(root, &cilium, name, nodes, manifests, &[])
     }
 
-    /// The same with the programs that lie beside this `cilium`.
+    /// The same with the programs that lie beside this `cilium`, and these keys of `cilium-config`.
     pub(super) fn up_with(
         root: &Root,
         cilium: &Path,
         name: &str,
         nodes: usize,
         manifests: &[&str],
+        settings: &[&str],
     ) -> anyhow::Result<Self> {
         let mut lab = Self {
             cilium: cilium.to_path_buf(),
@@ -52,6 +55,7 @@ impl Lab {
         };
         let mut command =
             lab.cilium(&["lab", "up", "--name", &lab.name, "--nodes", &nodes.to_string()]);
+        command.args(settings.iter().flat_map(|setting| ["--set", setting]));
         for (index, manifest) in manifests.iter().enumerate() {
             let path = root.target().join(format!("bench/{name}-{index}.yaml"));
             std::fs::create_dir_all(root.target().join("bench"))?;
@@ -82,11 +86,22 @@ impl Lab {
         command
     }
 
-    /// Waits until these are Ready.
-    pub(super) fn wait_ready(&self, kind: &str, names: &[&str]) -> anyhow::Result<()> {
-        let mut arguments = vec!["wait", "--for=condition=Ready", "--timeout=120s", kind];
-        arguments.extend(if names.is_empty() { &["--all"] } else { names });
-        self.kubectl(&arguments).map(drop)
+    /// Waits until exactly so many pods exist, all of them Ready. (`kubectl wait` asks for each pod
+    /// by itself, and slows itself down to a few questions per second.)
+    pub(super) fn wait_for_pods(&self, count: usize) -> anyhow::Result<()> {
+        let query = "jsonpath={range .items[*]}{.status.conditions[?(@.type==\"Ready\")].status}{\"|\"}{end}";
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let text = self.kubectl(&["get", "pods", "-o", query])?;
+            let (pods, ready) = (text.matches('|').count(), text.matches("True|").count());
+            if pods == count && ready == count {
+                return Ok(());
+            }
+            if Instant::now() > deadline {
+                bail!("{pods} pods exist and {ready} are ready; expected {count}");
+            }
+            std::thread::sleep(Duration::from_millis(200));
+        }
     }
 
     pub(super) fn pod_addresses(&self, pod: &str) -> anyhow::Result<Vec<IpAddr>> {
@@ -155,7 +170,7 @@ pub(super) fn memory(root: &Root) -> anyhow::Result<()> {
     );
     let pods = manifest((0..PODS).map(|index| pod_on(&format!("bench-{index}"), "node-1")));
     let lab = Lab::up(root, "bench-memory", 2, &[&pods])?;
-    lab.wait_ready("pod", &[])?;
+    lab.wait_for_pods(PODS)?;
     let agent = lab.agent("node-1")?;
     report.add("agent resident memory, MiB", "200 endpoints", resident_mib(agent)?);
     report.add("maps, kernel memory, MiB", "200 endpoints", maps_mib(agent)?);

@@ -21,8 +21,6 @@ const PODS: usize = 200;
 const INTERVAL: Duration = Duration::from_millis(20);
 /// Rounds: each creates all pods, then replaces them.
 const ROUNDS: usize = 5;
-/// Until all pods of a round are ready or gone.
-const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Name of the real plugin, beside the one that measures.
 const REAL: &str = "cilium-cni.real";
@@ -82,7 +80,9 @@ pub(super) fn bench(root: &Root) -> anyhow::Result<()> {
              per second, then replaced (as many deleted as created); {ROUNDS} rounds, a percentile of each."
         ),
     );
-    let lab = Lab::up_with(root, &dir.join("cilium"), "bench-cni", 1, &[])?;
+    // Pools with room for those that leave and those that come.
+    let settings = ["cluster-pool-ipv4-mask-size=22", "cluster-pool-ipv6-mask-size=118"];
+    let lab = Lab::up_with(root, &dir.join("cilium"), "bench-cni", 1, &[], &settings)?;
     for round in 0..ROUNDS {
         say(format!("round {} of {ROUNDS}", round + 1));
         let name = |half: &str, index: usize| format!("bench-{round}-{half}-{index}");
@@ -91,7 +91,7 @@ pub(super) fn bench(root: &Root) -> anyhow::Result<()> {
 
         let _ = std::fs::remove_file(&log);
         create(&lab, &first)?;
-        lab.wait_ready("pod", &[])?;
+        lab.wait_for_pods(PODS)?;
         record(&mut report, &log, "ADD", "ADD alone")?;
 
         let _ = std::fs::remove_file(&log);
@@ -101,13 +101,12 @@ pub(super) fn bench(root: &Root) -> anyhow::Result<()> {
         let created = create(&lab, &second);
         deletion.wait()?;
         created?;
-        wait_for(&lab, PODS)?;
-        lab.wait_ready("pod", &[])?;
+        lab.wait_for_pods(PODS)?;
         record(&mut report, &log, "ADD", "ADD mixed with DEL")?;
         record(&mut report, &log, "DEL", "DEL")?;
 
         lab.kubectl(&["delete", "pod", "--all", "--wait=false"])?;
-        wait_for(&lab, 0)?;
+        lab.wait_for_pods(0)?;
     }
     report.limits.push(at_most("p50, ms", "ADD alone", 5.0));
     report.limits.push(at_most("p99, ms", "ADD alone", 20.0));
@@ -141,21 +140,6 @@ fn create(lab: &Lab, names: &[String]) -> anyhow::Result<()> {
         bail!("kubectl create ended with {status}");
     }
     Ok(())
-}
-
-/// Waits until so many pods exist.
-fn wait_for(lab: &Lab, count: usize) -> anyhow::Result<()> {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        let left = lab.kubectl(&["get", "pods", "-o", "name"])?.lines().count();
-        if left == count {
-            return Ok(());
-        }
-        if Instant::now() > deadline {
-            bail!("{left} pods exist, {count} are expected");
-        }
-        std::thread::sleep(Duration::from_millis(200));
-    }
 }
 
 /// Adds one round's percentiles of one CNI command.

@@ -28,7 +28,7 @@ pub(super) fn bench(root: &Root) -> anyhow::Result<()> {
     let routed = Namespaces::routed()?;
     let bridged = Namespaces::bridged()?;
     let lab = Lab::up(root, "bench-pod", 1, &[&two_pods()])?;
-    lab.wait_ready("pod", &["bench-client", "bench-server"])?;
+    lab.wait_for_pods(2)?;
     let addresses = lab.pod_addresses("bench-server")?;
 
     let mut report = Report::new("pod", METHOD);
