@@ -1,39 +1,66 @@
-//! `/healthz`: whether the operator does its work.
+//! The operator's HTTP servers: its API, and its metrics for Prometheus.
+//!
+//! | Server | Path | Answer |
+//! |---|---|---|
+//! | API | `/v1/healthz`, `/healthz` | 200 `ok`, or 500 and the jobs that fail |
+//! | API | `/v1/metrics/` | the metrics as JSON |
+//! | Prometheus | `/metrics` | the metrics as text |
 
 use std::net::SocketAddr;
 
 use anyhow::Context;
-use axum::Router;
 use axum::extract::State;
-use axum::http::StatusCode;
+use axum::http::{StatusCode, header};
+use axum::response::IntoResponse;
 use axum::routing::get;
+use axum::{Json, Router};
 use statedb::Table;
 use statedb::job::{Health, Job, State as JobState};
 use tokio::net::TcpListener;
 
-/// Listens on `address`, so that a port that is taken is known at the start.
-pub async fn listen(address: SocketAddr) -> anyhow::Result<TcpListener> {
+use crate::metrics::{Metrics, Sample, exposition};
+
+/// What the servers tell about.
+#[derive(Clone, Debug)]
+pub struct Sources {
+    /// How the jobs are.
+    pub health: Table<Health>,
+    /// What was counted.
+    pub metrics: Metrics,
+}
+
+/// Listens on `address`, so that a port that is taken is known at the start; `option` is where the
+/// address comes from.
+pub async fn listen(option: &str, address: SocketAddr) -> anyhow::Result<TcpListener> {
     TcpListener::bind(address).await.with_context(|| {
-        format!(
-            "cannot listen on {address}; choose another --operator-api-serve-addr, or leave it empty"
-        )
+        format!("cannot listen on {address}; choose another --{option}, or leave it empty")
     })
 }
 
-/// Answers on `/healthz` and `/v1/healthz` until the job is stopped: 200 `ok`, or 500 and the jobs
-/// that fail.
-pub async fn serve(listener: TcpListener, health: Table<Health>, job: Job) -> anyhow::Result<()> {
-    let router = Router::new()
+/// The API.
+pub fn api(sources: Sources) -> Router {
+    Router::new()
         .route("/healthz", get(healthz))
         .route("/v1/healthz", get(healthz))
-        .with_state(health);
+        .route("/v1/metrics/", get(metrics_json))
+        .route("/v1/metrics", get(metrics_json))
+        .with_state(sources)
+}
+
+/// The metrics for Prometheus.
+pub fn prometheus(sources: Sources) -> Router {
+    Router::new().route("/metrics", get(metrics_text)).with_state(sources)
+}
+
+/// Serves until the job is stopped.
+pub async fn serve(listener: TcpListener, router: Router, job: Job) -> anyhow::Result<()> {
     let stopped = job.stop.clone().cancelled_owned();
     axum::serve(listener, router).with_graceful_shutdown(stopped).await?;
     Ok(())
 }
 
-async fn healthz(State(health): State<Table<Health>>) -> (StatusCode, String) {
-    let jobs = health.snapshot();
+async fn healthz(State(sources): State<Sources>) -> (StatusCode, String) {
+    let jobs = sources.health.snapshot();
     let bad =
         |job: &&std::sync::Arc<Health>| matches!(job.state, JobState::Degraded | JobState::Failed);
     let lines: Vec<String> =
@@ -43,4 +70,13 @@ async fn healthz(State(health): State<Table<Health>>) -> (StatusCode, String) {
     } else {
         (StatusCode::INTERNAL_SERVER_ERROR, lines.concat())
     }
+}
+
+async fn metrics_json(State(sources): State<Sources>) -> Json<Vec<Sample>> {
+    Json(sources.metrics.samples(&sources.health.snapshot()))
+}
+
+async fn metrics_text(State(sources): State<Sources>) -> impl IntoResponse {
+    let text = exposition(&sources.metrics.samples(&sources.health.snapshot()));
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text)
 }

@@ -5,13 +5,12 @@
 //! ```
 
 use std::collections::BTreeMap;
-use std::pin::pin;
 
 use api::crd::{CiliumNode, FIELD_MANAGER_OPERATOR};
 use futures::{StreamExt, stream};
 use ipnet::IpNet;
 use kube::api::{ListParams, Patch, PatchParams};
-use kube::runtime::{WatchStreamExt, watcher};
+use kube::runtime::watcher;
 use kube::{Api, ResourceExt};
 use model::NodeName;
 use serde_json::{Value, json};
@@ -20,7 +19,9 @@ use statedb::reconciler::{Pace, TargetError};
 use statedb::{Initializer, Outcome, Plan, Reconciler, Row, Table, Target, Writer};
 
 use crate::allocator::{Allocator, Claim};
+use crate::metrics::{self, Metrics};
 use crate::pool::Pool;
+use crate::watch::reflect;
 
 /// Patches under way at once.
 const CONCURRENT_PATCHES_MAX: usize = 16;
@@ -80,7 +81,7 @@ fn words(cidrs: &[IpNet]) -> String {
 /// Starts the jobs that give prefixes out of `pools`.
 ///
 /// Without pools there is nothing to give: the nodes' prefixes are someone else's.
-pub fn start(jobs: &Group, client: &kube::Client, pools: Vec<Pool>) {
+pub fn start(jobs: &Group, client: &kube::Client, pools: Vec<Pool>, metrics: Metrics) {
     if pools.is_empty() {
         return;
     }
@@ -89,10 +90,12 @@ pub fn start(jobs: &Group, client: &kube::Client, pools: Vec<Pool>) {
     let (assignments, assignment_writer) = Table::new("assignments");
 
     let watched = node_writer.initializer("ciliumnodes");
-    jobs.spawn("watch-nodes", |job| watch(api.clone(), node_writer, watched, job));
+    jobs.spawn("watch-nodes", |job| {
+        reflect(api.clone(), watcher::Config::default(), node_writer, watched, row, job)
+    });
     let assigned = assignment_writer.initializer("allocator");
     jobs.spawn("assign-pod-cidrs", |job| {
-        assign(nodes, assignment_writer, assigned, Allocator::new(pools), job)
+        assign(nodes, assignment_writer, assigned, Allocator::new(pools), metrics, job)
     });
     let target = NodeTarget { api, known: BTreeMap::new() };
     let (reconciler, _progress) = Reconciler::new(&assignments, target, Pace::default());
@@ -100,40 +103,6 @@ pub fn start(jobs: &Group, client: &kube::Client, pools: Vec<Pool>) {
         reconciler.run(job.stop).await;
         Ok::<(), TargetError>(())
     });
-}
-
-/// Keeps the table equal to the objects.
-async fn watch(
-    api: Api<CiliumNode>,
-    writer: Writer<NodeRow>,
-    initializer: Initializer<NodeRow>,
-    job: Job,
-) -> Result<(), TargetError> {
-    let mut initializer = Some(initializer);
-    let mut listed = Vec::new();
-    let events = watcher(api, watcher::Config::default()).default_backoff();
-    let mut events = pin!(events.take_until(job.stop.clone().cancelled_owned()));
-    while let Some(event) = events.next().await {
-        match event {
-            Err(error) => job.degraded(error),
-            Ok(watcher::Event::Init) => listed.clear(),
-            Ok(watcher::Event::InitApply(node)) => listed.push(row(&node)),
-            Ok(watcher::Event::InitDone) => {
-                writer.replace(listed.drain(..));
-                initializer.take().into_iter().for_each(Initializer::done);
-                job.ok("");
-            }
-            Ok(watcher::Event::Apply(node)) => {
-                writer.upsert(row(&node));
-                job.ok("");
-            }
-            Ok(watcher::Event::Delete(node)) => {
-                writer.delete(&NodeName::new(node.name_any()));
-                job.ok("");
-            }
-        }
-    }
-    Ok(())
 }
 
 fn row(node: &CiliumNode) -> NodeRow {
@@ -152,6 +121,7 @@ async fn assign(
     writer: Writer<AssignmentRow>,
     initializer: Initializer<AssignmentRow>,
     mut allocator: Allocator,
+    metrics: Metrics,
     job: Job,
 ) -> Result<(), TargetError> {
     let mut initializer = Some(initializer);
@@ -179,6 +149,9 @@ async fn assign(
             error: assignment.error.map(|error| error.to_string()).unwrap_or_default(),
         }));
         initializer.take().into_iter().for_each(Initializer::done);
+        for (category, count) in [("total", claims.len()), ("in-deficit", failing)] {
+            metrics.set(&metrics::IPAM_NODES, &[("category", category)], count as f64);
+        }
         match failing {
             0 => job.ok(format!("{} nodes", claims.len())),
             _ => job.degraded(format!("{failing} of {} nodes lack a podCIDR", claims.len())),

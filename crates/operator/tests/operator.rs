@@ -1,5 +1,5 @@
 //! The operator's process against an API server: from an empty cluster to prefixes on every node,
-//! through a restart, exhaustion and nodes that go.
+//! through a restart, exhaustion and nodes that go; nodes that become ready; and what is collected.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -8,14 +8,21 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use api::crd::manifest::{SCHEMA_VERSION_LABEL, SchemaVersion, crds};
-use api::crd::{CiliumEndpoint, CiliumNode};
+use api::crd::{
+    CILIUM_INTERNAL_IP, CiliumEndpoint, CiliumIdentity, CiliumNode, EndpointIdentity, NodeAddress,
+};
 use k8s_openapi::api::coordination::v1::Lease;
+use k8s_openapi::api::core::v1::{Node, Pod};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::runtime::wait::await_condition;
 use kube::{Api, Client};
 use lab::apiserver::{ApiServer, Config};
+use model::IdentityId;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::json;
 
 /// Longer than anything here takes, so that a test that hangs ends.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -54,8 +61,10 @@ impl Cluster {
     }
 
     fn operator_on(&self, node: &str, flags: &[&str]) -> Operator {
+        // A fixed port would be fought for by the tests; a later flag has the last word.
         let child = Command::new(env!("CARGO_BIN_EXE_cilium-operator"))
             .env("K8S_NODE_NAME", node)
+            .arg("--operator-prometheus-serve-addr=")
             .arg(format!("--k8s-kubeconfig-path={}", self.dir.join("kubeconfig").display()))
             .args(flags)
             .stderr(Stdio::inherit())
@@ -293,7 +302,7 @@ async fn wait_for_health(address: SocketAddr, text: &'static str) -> String {
     let asking = tokio::task::spawn_blocking(move || {
         let deadline = Instant::now() + PATIENCE;
         loop {
-            let answer = healthz(address);
+            let answer = get(address, "/healthz");
             if answer.contains(text) {
                 return answer;
             }
@@ -305,15 +314,195 @@ async fn wait_for_health(address: SocketAddr, text: &'static str) -> String {
     asking.await.unwrap()
 }
 
-/// The whole answer of `/healthz`; empty while nobody listens.
-fn healthz(address: SocketAddr) -> String {
+/// The whole answer to a GET; empty while nobody listens.
+fn get(address: SocketAddr, path: &str) -> String {
     let mut answer = String::new();
     if let Ok(mut stream) = TcpStream::connect(address) {
-        let request = "GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+        let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
         let _ = stream.write_all(request.as_bytes());
         let _ = stream.read_to_string(&mut answer);
     }
     answer
+}
+
+/// Waits until `condition` holds for an object, or for its absence.
+async fn wait<K>(api: &Api<K>, name: &str, condition: impl Fn(Option<&K>) -> bool) -> Option<K>
+where
+    K: Clone + std::fmt::Debug + DeserializeOwned + kube::Resource + Send + 'static,
+{
+    match tokio::time::timeout(PATIENCE, await_condition(api.clone(), name, condition)).await {
+        Ok(object) => object.unwrap(),
+        Err(_) => panic!("{name} stays {:#?}", api.get_opt(name).await),
+    }
+}
+
+async fn create<K>(api: &Api<K>, object: serde_json::Value) -> K
+where
+    K: Clone + std::fmt::Debug + DeserializeOwned + Serialize,
+{
+    let object: K = serde_json::from_value(object).unwrap();
+    api.create(&PostParams::default(), &object).await.unwrap()
+}
+
+fn identity(id: u32) -> CiliumIdentity {
+    let labels = [format!("k8s:app=a{id}").parse().unwrap()].into_iter().collect();
+    CiliumIdentity::new(IdentityId(id), &labels)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn identities_that_no_one_has_are_marked_and_then_deleted() {
+    let cluster = Cluster::start("identities").await;
+    let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let metrics = format!("--operator-prometheus-serve-addr={address}");
+    let flags = [
+        NO_HEALTH,
+        metrics.as_str(),
+        "--identity-gc-interval=50ms",
+        "--identity-heartbeat-timeout=500ms",
+        "--cilium-endpoint-gc-interval=0",
+    ];
+    let _operator = cluster.operator(&flags);
+    cluster.wait_for_crds().await;
+    let identities: Api<CiliumIdentity> = Api::all(cluster.client.clone());
+    let endpoints: Api<CiliumEndpoint> = Api::namespaced(cluster.client.clone(), "default");
+    let mut endpoint = CiliumEndpoint::new("default", "web");
+    endpoint.status.identity = Some(EndpointIdentity { id: 256, labels: Vec::new() });
+    endpoints.create(&PostParams::default(), &endpoint).await.unwrap();
+    for id in [256, 257] {
+        identities.create(&PostParams::default(), &identity(id)).await.unwrap();
+    }
+    let is_marked = |object: &CiliumIdentity| {
+        let annotations = object.metadata.annotations.as_ref();
+        annotations.is_some_and(|all| all.contains_key("io.cilium.heartbeat"))
+    };
+    wait(&identities, "257", |object| object.is_some_and(is_marked)).await;
+    wait(&identities, "257", |object| object.is_none()).await;
+    let used = identities.get("256").await.unwrap();
+    assert!(!is_marked(&used), "the one in use is left alone");
+
+    // Its last pod goes, it is marked; a new pod comes, and the mark goes.
+    endpoints.delete("web", &DeleteParams::default()).await.unwrap();
+    wait(&identities, "256", |object| object.is_some_and(is_marked)).await;
+    endpoints.create(&PostParams::default(), &endpoint).await.unwrap();
+    wait(&identities, "256", |object| object.is_some_and(|object| !is_marked(object))).await;
+
+    let answer = get(address, "/metrics");
+    assert!(answer.contains("text/plain; version=0.0.4"), "{answer}");
+    for line in [
+        "cilium_operator_identity_gc_entries{identity_type=\"crd\",status=\"alive\"} 1\n",
+        "cilium_operator_identity_gc_runs{identity_type=\"crd\",outcome=\"success\"} ",
+        "cilium_operator_controllers_group_runs_total{group_name=\"crd-identity-gc\",status=\"failure\"} 0\n",
+        "# TYPE cilium_operator_ipam_nodes gauge\n",
+    ] {
+        assert!(answer.contains(line), "no {line} in {answer}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn endpoints_and_nodes_of_what_is_gone_are_deleted() {
+    let cluster = Cluster::start("garbage").await;
+    let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let health = format!("--operator-api-serve-addr={address}");
+    let flags = [
+        health.as_str(),
+        "--cilium-endpoint-gc-interval=100ms",
+        "--nodes-gc-interval=100ms",
+        "--identity-gc-interval=0",
+    ];
+    let pods: Api<Pod> = Api::namespaced(cluster.client.clone(), "default");
+    for name in ["web", "done"] {
+        let spec = json!({"containers": [{"name": "c", "image": "i"}]});
+        create(&pods, json!({"metadata": {"name": name}, "spec": spec})).await;
+    }
+    let status = Patch::Merge(json!({"status": {"phase": "Succeeded"}}));
+    pods.patch_status("done", &PatchParams::default(), &status).await.unwrap();
+    let nodes: Api<Node> = Api::all(cluster.client.clone());
+    create(&nodes, json!({"metadata": {"name": "node-1"}})).await;
+
+    let _operator = cluster.operator(&flags);
+    cluster.wait_for_crds().await;
+    let endpoints: Api<CiliumEndpoint> = Api::namespaced(cluster.client.clone(), "default");
+    for name in ["web", "done", "gone"] {
+        let endpoint = CiliumEndpoint::new("default", name);
+        endpoints.create(&PostParams::default(), &endpoint).await.unwrap();
+    }
+    for name in ["node-1", "node-2"] {
+        cluster.create_node(name).await;
+    }
+    let mut kept = CiliumNode::new("node-3");
+    let keep = ("cilium.io/do-not-gc".to_owned(), "true".to_owned());
+    kept.metadata.annotations = Some([keep].into_iter().collect());
+    cluster.nodes().create(&PostParams::default(), &kept).await.unwrap();
+    wait(&endpoints, "done", |object| object.is_none()).await;
+    wait(&endpoints, "gone", |object| object.is_none()).await;
+    wait(&cluster.nodes(), "node-2", |object| object.is_none()).await;
+    // Their turn came in the same rounds.
+    assert!(endpoints.get("web").await.is_ok());
+    assert!(cluster.nodes().get("node-1").await.is_ok());
+    assert!(cluster.nodes().get("node-3").await.is_ok());
+    nodes.delete("node-1", &DeleteParams::default()).await.unwrap();
+    wait(&cluster.nodes(), "node-1", |object| object.is_none()).await;
+
+    let answer = get(address, "/v1/metrics/");
+    let (_, body) = answer.split_once("\r\n\r\n").unwrap();
+    let samples: Vec<serde_json::Value> = serde_json::from_str(body).unwrap();
+    let runs = |sample: &&serde_json::Value| {
+        sample["name"] == "cilium_operator_controllers_group_runs_total"
+            && sample["labels"] == json!({"group_name": "cilium-node-gc", "status": "success"})
+    };
+    let runs = samples.iter().find(runs).unwrap_or_else(|| panic!("{body}"));
+    assert!(runs["value"].as_f64().unwrap() >= 2.0, "{body}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_is_freed_when_its_agent_is_ready() {
+    let cluster = Cluster::start("taint").await;
+    let _operator = cluster.operator(&[NO_HEALTH]);
+    cluster.wait_for_crds().await;
+    let nodes: Api<Node> = Api::all(cluster.client.clone());
+    let ready = json!([{"type": "Ready", "status": "True"}]);
+    for name in ["node-1", "node-2", "by-pod"] {
+        let taint = |key: &str| json!({"key": key, "effect": "NoSchedule"});
+        let taints = [taint("theirs"), taint("node.cilium.io/agent-not-ready")];
+        create(&nodes, json!({"metadata": {"name": name}, "spec": {"taints": taints}})).await;
+        let status = Patch::Merge(json!({"status": {"conditions": ready}}));
+        nodes.patch_status(name, &PatchParams::default(), &status).await.unwrap();
+    }
+    // One agent is a pod that is not ready, the others are services of their machines.
+    let pods: Api<Pod> = Api::namespaced(cluster.client.clone(), "kube-system");
+    let pod = json!({
+        "metadata": {"name": "cilium-x", "labels": {"k8s-app": "cilium"}},
+        "spec": {"nodeName": "by-pod", "containers": [{"name": "c", "image": "i"}]},
+    });
+    create(&pods, pod).await;
+    let announced = |name: &str| {
+        let mut node = CiliumNode::new(name);
+        let ip = "10.0.0.1".to_owned();
+        node.spec.addresses = vec![NodeAddress { kind: CILIUM_INTERNAL_IP.to_owned(), ip }];
+        node
+    };
+    let params = PostParams::default();
+    cluster.nodes().create(&params, &announced("by-pod")).await.unwrap();
+    cluster.nodes().create(&params, &announced("node-1")).await.unwrap();
+    cluster.create_node("node-2").await;
+
+    let keys = |node: &Node| -> Vec<String> {
+        let taints = node.spec.clone().and_then(|spec| spec.taints).unwrap_or_default();
+        taints.into_iter().map(|taint| taint.key).collect()
+    };
+    let is_free = |node: Option<&Node>| node.is_some_and(|node| keys(node) == ["theirs"]);
+    let node = wait(&nodes, "node-1", is_free).await.unwrap();
+    let conditions = node.status.unwrap().conditions.unwrap();
+    let network = conditions.iter().find(|c| c.type_ == "NetworkUnavailable").unwrap();
+    assert_eq!(network.status, "False");
+    assert_eq!(network.reason.as_deref(), Some("CiliumIsUp"));
+    assert!(conditions.iter().any(|c| c.type_ == "Ready"), "what is the kubelet's stays");
+    for name in ["node-2", "by-pod"] {
+        assert_eq!(keys(&nodes.get(name).await.unwrap()).len(), 2, "{name} is not ready");
+    }
+    let status = Patch::Merge(json!({"status": {"conditions": ready}}));
+    pods.patch_status("cilium-x", &PatchParams::default(), &status).await.unwrap();
+    wait(&nodes, "by-pod", is_free).await;
 }
 
 #[test]

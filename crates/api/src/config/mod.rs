@@ -21,7 +21,7 @@ pub use load::{ConfigError, Invocation, Loaded, Origin, Refusal};
 pub use reference::reference;
 pub use value::{
     DatapathMode, IdentityAllocationMode, IpamMode, ListenAddress, MonitorAggregation, OptionValue,
-    RoutingMode, TunnelProtocol,
+    Ratio, RoutingMode, TunnelProtocol,
 };
 
 use std::path::PathBuf;
@@ -157,6 +157,17 @@ options! {
     AGENT "agent-health-port" agent_health_port: u16 = "9879",
         "TCP port on localhost of /healthz; 0 switches it off.";
 
+    AGENT "enable-health-checking" enable_health_checking: bool = "true",
+        "Probe all nodes of the cluster, and answer their probes.";
+    AGENT "enable-endpoint-health-checking" enable_endpoint_health_checking: bool = "true",
+        "Have a health endpoint, an address in the pods' network that answers probes.";
+    AGENT "cluster-health-port" cluster_health_port: u16 = "4240",
+        "TCP port on which nodes and health endpoints answer probes.";
+    AGENT "health-check-icmp-failure-threshold" health_check_icmp_failure_threshold: u32 = "3",
+        "Rounds without an ICMP answer after which an address counts as unreachable.";
+    AGENT "connectivity-probe-frequency-ratio" connectivity_probe_frequency_ratio: Ratio = "0.5",
+        "How rarely nodes are probed: 0 every 10 s, 1 every 110 s, in a cluster of one or two nodes; more rarely in larger ones.";
+
     AGENT "labels" labels: LabelFilter = "",
         "Which labels make identities: prefixes [!][source:]key, separated by blanks; one without ! makes a whitelist.";
     AGENT "monitor-aggregation" monitor_aggregation: MonitorAggregation = "none",
@@ -181,13 +192,35 @@ options! {
     OPERATOR "cluster-pool-ipv6-mask-size" cluster_pool_ipv6_mask_size: u8 = "120",
         "Length of a node's IPv6 prefix.";
     OPERATOR "operator-api-serve-addr" operator_api_serve_addr: ListenAddress = "localhost:9234",
-        "Address of /healthz; empty switches it off.";
+        "Address of /v1/healthz and /v1/metrics/; empty switches it off.";
+    OPERATOR "operator-prometheus-serve-addr" operator_prometheus_serve_addr: ListenAddress = ":9963",
+        "Address of /metrics for Prometheus; empty switches it off.";
     OPERATOR "leader-election-lease-duration" leader_election_lease_duration: Duration = "15s",
         "How long the other operators wait for a leader that has gone silent.";
     OPERATOR "leader-election-renew-deadline" leader_election_renew_deadline: Duration = "10s",
         "How long a leader works on that cannot renew its lease; shorter than the lease.";
     OPERATOR "leader-election-retry-period" leader_election_retry_period: Duration = "2s",
         "Time between two attempts to renew or to take the lease.";
+    OPERATOR "identity-gc-interval" identity_gc_interval: Duration = "15m",
+        "How often identities without pods are looked for; 0 never.";
+    OPERATOR "identity-heartbeat-timeout" identity_heartbeat_timeout: Duration = "30m",
+        "How long an identity without pods stays before it is marked, and after that before it is deleted.";
+    OPERATOR "identity-gc-rate-interval" identity_gc_rate_interval: Duration = "1m",
+        "Time in which identity-gc-rate-limit identities may be marked or deleted.";
+    OPERATOR "identity-gc-rate-limit" identity_gc_rate_limit: u32 = "2500",
+        "Identities that are marked or deleted at most in identity-gc-rate-interval.";
+    OPERATOR "cilium-endpoint-gc-interval" cilium_endpoint_gc_interval: Duration = "5m",
+        "How often CiliumEndpoints whose pod is gone or has ended are deleted; 0 never.";
+    OPERATOR "nodes-gc-interval" nodes_gc_interval: Duration = "5m",
+        "How often CiliumNodes whose Node is gone are looked for; deleted when found twice. 0 never.";
+    OPERATOR "remove-cilium-node-taints" remove_cilium_node_taints: bool = "true",
+        "Remove the taint agent-not-ready-taint-key from nodes whose agent is ready.";
+    OPERATOR "set-cilium-is-up-condition" set_cilium_is_up_condition: bool = "true",
+        "Set the condition NetworkUnavailable=False, reason CiliumIsUp, on nodes whose agent is ready.";
+    OPERATOR "agent-not-ready-taint-key" agent_not_ready_taint_key: String = "node.cilium.io/agent-not-ready",
+        "Key of the taint that keeps pods off nodes whose agent is not ready yet.";
+    OPERATOR "cilium-pod-labels" cilium_pod_labels: String = "k8s-app=cilium",
+        "Labels of the agents' pods in k8s-namespace; a node without such a pod is judged by its CiliumNode.";
 }
 
 impl Default for Config {
@@ -236,6 +269,11 @@ impl Config {
             let reason = "it must be longer than leader-election-retry-period \
                 and shorter than leader-election-lease-duration";
             return refuse("leader-election-renew-deadline", format!("{renew:?}"), reason);
+        }
+        if program == Program::Operator && self.identity_gc_rate_limit == 0 {
+            let reason = "nothing could be collected; write at least 1, \
+                or identity-gc-interval=0 to collect nothing";
+            return refuse("identity-gc-rate-limit", "0".to_owned(), reason);
         }
         Ok(())
     }

@@ -196,6 +196,21 @@ impl OptionValue for ListenAddress {
     }
 }
 
+/// A number from 0 to 1.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Ratio(pub f64);
+
+impl OptionValue for Ratio {
+    const KIND: &'static str = "number from 0 to 1";
+
+    fn parse(text: &str) -> Result<Self, String> {
+        match text.parse() {
+            Ok(ratio) if (0.0..=1.0).contains(&ratio) => Ok(Self(ratio)),
+            _ => Err("write a number from 0 to 1, as in 0.5".to_owned()),
+        }
+    }
+}
+
 /// Enumerations: the words that are understood, and Cilium's words that are not yet.
 macro_rules! words {
     ($(#[$doc:meta])* $type:ident $kind:literal {

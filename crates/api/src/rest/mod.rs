@@ -7,6 +7,7 @@
 pub mod client;
 mod config;
 mod endpoint;
+mod health;
 mod ipam;
 mod listing;
 pub mod monitor;
@@ -15,6 +16,7 @@ mod status;
 pub use client::{Client, ClientError};
 pub use config::*;
 pub use endpoint::*;
+pub use health::*;
 pub use ipam::*;
 pub use listing::*;
 pub use status::*;

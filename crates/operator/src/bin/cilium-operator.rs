@@ -7,9 +7,13 @@ use std::time::Duration;
 use anyhow::Context;
 use api::config::{Config, Invocation, IpamMode, Loaded, Program};
 use model::IpFamily;
+use operator::gc::pace::Pace;
+use operator::gc::{self, endpoint::Endpoints, identity::Identities, node::Nodes};
+use operator::health::Sources;
 use operator::leader::Candidate;
+use operator::metrics::Metrics;
 use operator::pool::Pool;
-use operator::{client, crds, health, node_ipam};
+use operator::{client, crds, health, node_ipam, node_ready};
 use statedb::job::{Group, Job, StillRunning};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
@@ -71,21 +75,19 @@ async fn run(loaded: Loaded) -> anyhow::Result<()> {
     let config = loaded.config;
     let pools = pools(&config)?;
     let kubernetes = client::connect(&config).await?;
-    let listener = match config.operator_api_serve_addr.0 {
-        Some(address) => Some(health::listen(address).await?),
-        None => None,
-    };
 
     let jobs = Group::new();
-    if let Some(listener) = listener {
-        let health = jobs.health().clone();
-        jobs.spawn("health", |job| health::serve(listener, health, job));
-    }
+    let metrics = Metrics::default();
+    serve(&jobs, &config, &metrics).await?;
     let group = jobs.clone();
     jobs.spawn("custom-resources", |job| async move {
         if install_crds(&kubernetes, &job).await {
             let candidate = Candidate::new(&kubernetes, &config, identity()?);
-            let start = move |jobs: &Group| node_ipam::start(jobs, &kubernetes, pools.clone());
+            let start = move |jobs: &Group| {
+                node_ipam::start(jobs, &kubernetes, pools.clone(), metrics.clone());
+                node_ready::start(jobs, &kubernetes, &config);
+                collect_garbage(jobs, &kubernetes, &config, &metrics);
+            };
             start_leader(&group, candidate, start);
         }
         Ok::<(), anyhow::Error>(())
@@ -100,6 +102,33 @@ async fn run(loaded: Loaded) -> anyhow::Result<()> {
     };
     jobs.shutdown(SHUTDOWN_DEADLINE).await?;
     Ok(ended?)
+}
+
+/// Starts the servers that are on.
+async fn serve(jobs: &Group, config: &Config, metrics: &Metrics) -> anyhow::Result<()> {
+    let sources = Sources { health: jobs.health().clone(), metrics: metrics.clone() };
+    if let Some(address) = config.operator_api_serve_addr.0 {
+        let listener = health::listen("operator-api-serve-addr", address).await?;
+        let router = health::api(sources.clone());
+        jobs.spawn("health", |job| health::serve(listener, router, job));
+    }
+    if let Some(address) = config.operator_prometheus_serve_addr.0 {
+        let listener = health::listen("operator-prometheus-serve-addr", address).await?;
+        let router = health::prometheus(sources);
+        jobs.spawn("metrics", |job| health::serve(listener, router, job));
+    }
+    Ok(())
+}
+
+/// Starts the collectors that are on.
+fn collect_garbage(jobs: &Group, client: &kube::Client, config: &Config, metrics: &Metrics) {
+    let pace = Pace::new(config.identity_gc_rate_limit, config.identity_gc_rate_interval);
+    let timeout = config.identity_heartbeat_timeout;
+    let identities = Identities::new(client, timeout, pace, metrics.clone());
+    gc::start(jobs, config.identity_gc_interval, identities);
+    gc::start(jobs, config.cilium_endpoint_gc_interval, Endpoints::new(client));
+    let interval = config.nodes_gc_interval;
+    gc::start(jobs, interval, Nodes::new(client, interval));
 }
 
 /// Does what only the leader does, whenever we are. Without a lease the work stops, so that two
