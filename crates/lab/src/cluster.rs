@@ -262,7 +262,7 @@ fn said(error: ApiError) -> anyhow::Error {
 #[derive(Clone, Debug)]
 pub struct Change {
     /// The latest object.
-    pub object: Value,
+    pub object: Arc<Object>,
     /// Whether it is gone.
     pub gone: bool,
 }
@@ -270,17 +270,17 @@ pub struct Change {
 impl Change {
     /// The object's name.
     pub fn name(&self) -> &str {
-        self.object["metadata"]["name"].as_str().unwrap_or_default()
+        &self.object.key.name
     }
 
     /// The object's namespace.
     pub fn namespace(&self) -> &str {
-        self.object["metadata"]["namespace"].as_str().unwrap_or_default()
+        &self.object.key.namespace
     }
 
     /// The object in the form of its kind; one that does not have it is left out with a warning.
     pub fn typed<T: DeserializeOwned>(&self) -> Option<T> {
-        match serde::Deserialize::deserialize(&self.object) {
+        match serde_json::from_slice(&self.object.json) {
             Ok(value) => Some(value),
             Err(error) => {
                 warn!(name = self.name(), "an object does not have the form of its kind: {error}");
@@ -317,7 +317,7 @@ impl Watch {
 
     fn tell(&mut self, Event { change, object, .. }: Event) {
         let gone = change == crate::apiserver::Change::Deleted;
-        self.next.push_back(Change { object: object.value(), gone });
+        self.next.push_back(Change { object: object.clone(), gone });
         match gone {
             true => self.known.remove(&object.key),
             false => self.known.insert(object.key.clone(), object),
@@ -330,8 +330,8 @@ impl Watch {
         self.cursor = self.api.store.watch(&self.resource, version);
         let same = |old: &Object| objects.get(&old.key).is_some_and(|new| new.uid == old.uid);
         let gone = self.known.values().filter(|old| !same(old));
-        self.next.extend(gone.map(|old| Change { object: old.value(), gone: true }));
-        self.next.extend(objects.values().map(|new| Change { object: new.value(), gone: false }));
+        self.next.extend(gone.map(|old| Change { object: old.clone(), gone: true }));
+        self.next.extend(objects.values().map(|new| Change { object: new.clone(), gone: false }));
         self.known = objects.iter().map(|(key, object)| (key.clone(), object.clone())).collect();
     }
 }

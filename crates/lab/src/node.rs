@@ -19,6 +19,8 @@ use crate::spec::{NodeSpec, Spec};
 const HEARTBEAT: Duration = Duration::from_secs(10);
 /// Pause between looks at an agent that is starting.
 const STARTING: Duration = Duration::from_millis(25);
+/// The same for one that takes long: each pause is a quarter longer than the one before.
+const STARTING_MAX: Duration = Duration::from_secs(1);
 /// How long an agent may take to say that it is well.
 const AGENT_PATIENCE: Duration = Duration::from_secs(5);
 /// How many pods a node takes.
@@ -92,6 +94,7 @@ pub async fn report(node: Arc<Node>, _spec: NodeSpec, mut agent: watch::Receiver
     let mut written: Option<bool> = None;
     let mut cleaned = false;
     let mut beat = Instant::now();
+    let mut starting = STARTING;
     loop {
         let status = health(&node).await;
         let ready = status.is_ok();
@@ -122,8 +125,9 @@ pub async fn report(node: Arc<Node>, _spec: NodeSpec, mut agent: watch::Receiver
                 warn!(node = node.name, "heartbeat: {error:#}");
             }
         }
+        starting = if ready { STARTING } else { (starting * 5 / 4).min(STARTING_MAX) };
         tokio::select! {
-            () = sleep(if ready { HEARTBEAT } else { STARTING }) => {}
+            () = sleep(if ready { HEARTBEAT } else { starting }) => {}
             // An agent that has just died or come back is looked at when it had a chance to start.
             Ok(()) = agent.changed(), if ready => sleep(Duration::from_secs(1)).await,
         }

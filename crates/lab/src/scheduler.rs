@@ -93,7 +93,7 @@ impl State {
 
     /// Takes in a pod. The object may be older than our own decision, which stands.
     fn pod_changed(&mut self, change: &Change) {
-        let uid = change.object["metadata"]["uid"].as_str().unwrap_or_default();
+        let uid: &str = &change.object.uid;
         let Some(mut pod) = change.typed::<Pod>().filter(|_| !change.gone) else {
             self.pods.remove(uid);
             return;

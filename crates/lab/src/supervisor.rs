@@ -485,7 +485,8 @@ async fn route_pods(cluster: Cluster, network: Arc<Network>) {
         let name = change.name().to_owned();
         let number = name.strip_prefix("node-").and_then(|n| n.parse().ok());
         let Some(node) = number.map(NodeSpec::new) else { continue };
-        let cidrs = change.object["spec"]["ipam"]["podCIDRs"].as_array().filter(|_| !change.gone);
+        let value = change.object.value();
+        let cidrs = value["spec"]["ipam"]["podCIDRs"].as_array().filter(|_| !change.gone);
         let text = cidrs.into_iter().flatten().filter_map(Value::as_str);
         let wanted: Vec<IpNet> = text.filter_map(|cidr| cidr.parse().ok()).collect();
         let before = known.insert(name, wanted.clone()).unwrap_or_default();

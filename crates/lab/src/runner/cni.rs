@@ -10,11 +10,12 @@ use std::os::fd::AsFd as _;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use serde::Deserialize;
 use serde_json::{Value, json};
+use tracing::debug;
 
 use super::container::remove_cgroup;
 use crate::place::{CgroupDir, Place, memory_file};
@@ -204,7 +205,9 @@ impl Cni {
         let name = format!("cni-{}", self.calls.fetch_add(1, Ordering::Relaxed));
         let cgroup =
             CgroupDir::create(&self.place.cgroup, &name).map_err(|e| failed(e.to_string()))?;
+        let began = Instant::now();
         let result = self.call_in(&cgroup, verb, conf, attachment).await;
+        debug!(node = self.place.name, verb, took_us = began.elapsed().as_micros() as u64);
         remove_cgroup(&cgroup.group).await;
         result
     }
