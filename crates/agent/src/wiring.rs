@@ -515,7 +515,16 @@ fn publish_endpoints(
     let (of, on, pods) = (node.clone(), endpoints.table().clone(), pods.clone());
     jobs.spawn("publish", |job| k8s::endpoint::run(job, of, on, pods, writer, complete));
     let (client, node, cluster) = (client.clone(), node.clone(), cluster.clone());
-    reconcile(jobs, &table, k8s::endpoint::EndpointTarget { client, node, cluster });
+    let target = k8s::endpoint::EndpointTarget { client, node, cluster: cluster.clone() };
+    let (reconciler, _) = Reconciler::new(&table, target, Pace::default());
+    jobs.spawn("reconcile-published-endpoints", |job| async move {
+        // What the API server has is known from the watch: nothing to compare with before it listed.
+        tokio::select! {
+            () = job.stop.cancelled() => {}
+            () = async { cluster.initialized().await; reconciler.run(job.stop.clone()).await } => {}
+        }
+        Ok::<(), String>(())
+    });
 }
 
 /// Removes what nobody else will remove, and repairs what somebody broke.

@@ -173,9 +173,7 @@ impl Target<PublishedEndpoint> for EndpointTarget {
 
     async fn dump(&mut self) -> Result<Vec<(PodName, Published)>, TargetError> {
         let cluster = self.cluster.snapshot();
-        if !cluster.is_initialized() {
-            return Err("the CiliumEndpoints are not listed yet".into());
-        }
+        assert!(cluster.is_initialized(), "the reconciler begins when the watch has listed");
         let ours = cluster.rows().filter_map(|row| {
             let node = row.node.filter(|at| self.node.addresses.contains(at))?;
             Some((row.pod.clone(), Published(from_cluster(row, node))))
