@@ -9,6 +9,7 @@
 //!     ├ apiserver ·· Kubernetes' API over TLS;  cluster: the same, in process
 //!     ├ network ···· underlay and the world outside;  place: a node's namespaces and cgroup
 //!     ├ node ······· Node objects;  program: keeps agents running
+//!     ├ controllers  Deployments and their like to pods, Services to EndpointSlices
 //!     ├ scheduler ·· pods to nodes
 //!     └ runner ····· pods to processes, by way of the CNI plugin
 //!   teardown ···· removes a lab, also one that crashed
@@ -21,6 +22,7 @@ pub mod apiserver;
 pub mod cluster;
 pub mod command;
 pub mod control;
+pub mod controllers;
 pub mod image;
 pub mod logs;
 pub mod network;

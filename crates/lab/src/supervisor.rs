@@ -29,10 +29,12 @@ use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::apiserver::{self, ApiServer};
 use crate::cluster::{Applied, CILIUM_NODES, CONFIG_MAPS, Cluster, KUBE_SYSTEM, PODS};
+use crate::controllers;
 use crate::control::{Answer, Located, NodeStatus, Request, Status};
 use crate::logs::Logs;
 use crate::network::Network;
@@ -151,6 +153,8 @@ async fn supervise(spec: &Spec, launcher: &mut Launcher) -> Result<()> {
     told(launcher, format!("{} nodes started", nodes.len()))?;
 
     tasks.spawn(scheduler::run(cluster.clone()));
+    // As long as the process: nothing that it does needs to be finished.
+    tasks.spawn(controllers::run(api_server.api(), CancellationToken::new()));
     let senders = nodes.iter().map(|n| (n.node.name.clone(), n.pods.clone())).collect();
     tasks.spawn(dispatch_pods(cluster.clone(), senders));
     tasks.spawn(route_pods(cluster.clone(), network.clone()));
@@ -221,11 +225,20 @@ async fn start_api_server(paths: &Paths, network: &Network) -> Result<ApiServer>
     let port = local.local_addr()?.port();
     let hub_v4 = network.listen_on_hub(HUB.0.into(), port)?;
     let hub_v6 = network.listen_on_hub(HUB.1.into(), port)?;
-    let names = ["localhost", "kubernetes", "kubernetes.default.svc"].map(str::to_owned);
+    let names = [
+        "localhost",
+        "kubernetes",
+        "kubernetes.default",
+        "kubernetes.default.svc",
+        "kubernetes.default.svc.cluster.local",
+        apiserver::KUBERNETES_SERVICE_IP,
+    ]
+    .map(str::to_owned);
     let addresses = [IpAddr::V4(Ipv4Addr::LOCALHOST), HUB.0.into(), HUB.1.into()];
     let server = ApiServer::start(apiserver::Config {
         listeners: vec![local, hub_v4, hub_v6],
         server_names: names.into_iter().chain(addresses.map(|a| a.to_string())).collect(),
+        advertised: vec![(HUB.0, port).into(), (HUB.1, port).into()],
         streams: Some(Arc::new(Logs { paths: paths.clone() })),
         ..apiserver::Config::default()
     })

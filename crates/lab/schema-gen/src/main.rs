@@ -4,8 +4,11 @@
 //! result is committed, so that the project itself need not compile `schemars`
 //! for every Kubernetes type.
 
+use k8s_openapi::api::apps::v1 as apps;
 use k8s_openapi::api::authentication::v1 as authn;
 use k8s_openapi::api::authorization::v1 as authz;
+use k8s_openapi::api::autoscaling::v1 as autoscaling;
+use k8s_openapi::api::batch::v1 as batch;
 use k8s_openapi::api::coordination::v1 as coordination;
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1 as discovery;
@@ -33,6 +36,13 @@ fn main() {
         core::Secret,
         core::Service,
         core::ServiceAccount,
+        apps::ControllerRevision,
+        apps::DaemonSet,
+        apps::Deployment,
+        apps::ReplicaSet,
+        apps::StatefulSet,
+        autoscaling::Scale,
+        batch::Job,
         events::Event,
         coordination::Lease,
         discovery::EndpointSlice,
@@ -107,10 +117,13 @@ const LISTS: &[(&str, &str, &[&str], &str)] = &[
     ("Container", "ports", &["containerPort", "protocol"], "containerPort"),
     ("Container", "volumeDevices", &["devicePath"], "devicePath"),
     ("Container", "volumeMounts", &["mountPath"], "mountPath"),
+    ("DaemonSetStatus", "conditions", &["type"], "type"),
+    ("DeploymentStatus", "conditions", &["type"], "type"),
     ("EphemeralContainer", "env", &["name"], "name"),
     ("EphemeralContainer", "ports", &["containerPort", "protocol"], "containerPort"),
     ("EphemeralContainer", "volumeDevices", &["devicePath"], "devicePath"),
     ("EphemeralContainer", "volumeMounts", &["mountPath"], "mountPath"),
+    ("JobStatus", "conditions", &["type"], "type"),
     ("NamespaceStatus", "conditions", &["type"], "type"),
     ("NodeStatus", "conditions", &["type"], "type"),
     ("NodeSpec", "podCIDRs", &[], ""),
@@ -129,11 +142,13 @@ const LISTS: &[(&str, &str, &[&str], &str)] = &[
     ("PodStatus", "hostIPs", &["ip"], "ip"),
     ("PodStatus", "podIPs", &["ip"], "ip"),
     ("PodStatus", "resourceClaimStatuses", &["name"], "name"),
+    ("ReplicaSetStatus", "conditions", &["type"], "type"),
     ("ResourceRequirements", "claims", &["name"], ""),
     ("ServiceAccount", "imagePullSecrets", &["name"], "name"),
     ("ServiceAccount", "secrets", &["name"], "name"),
     ("ServiceSpec", "ports", &["port", "protocol"], "port"),
     ("ServiceStatus", "conditions", &["type"], "type"),
+    ("StatefulSetStatus", "conditions", &["type"], "type"),
     ("EndpointSlice", "ports", &["name"], ""),
     ("CustomResourceDefinitionStatus", "conditions", &["type"], ""),
 ];

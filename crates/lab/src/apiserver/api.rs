@@ -4,7 +4,7 @@
 //! rules of the kind (`strategy`), who owns which field (`ownership`), then the
 //! store, which refuses it if the object changed meanwhile; then it starts over.
 
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use serde_json::{Value, json};
 
@@ -14,7 +14,7 @@ use super::schema::object_at;
 use super::selector::Selector;
 use super::status::{ApiError, FieldError};
 use super::store::{Objects, Refused, Store};
-use super::{convert, crd, ownership, patch, strategy};
+use super::{convert, crd, ownership, patch, service, strategy};
 
 /// Times a write is started over when others are faster.
 const ATTEMPTS_MAX: usize = 100;
@@ -25,6 +25,7 @@ const GENERATED_NAMES_MAX: usize = 8;
 pub struct Api {
     pub store: Store,
     catalog: RwLock<Arc<Catalog>>,
+    services: Mutex<service::Allocations>,
     /// Certificate of the authority, which every namespace gets as `kube-root-ca.crt`.
     pub ca_pem: String,
 }
@@ -146,7 +147,7 @@ impl Target {
 impl Api {
     pub fn new(ca_pem: String) -> Self {
         let catalog = RwLock::new(Arc::new(Catalog::built_in()));
-        Self { store: Store::default(), catalog, ca_pem }
+        Self { store: Store::default(), catalog, services: Mutex::default(), ca_pem }
     }
 
     pub fn catalog(&self) -> Arc<Catalog> {
@@ -294,6 +295,8 @@ impl Api {
             crd::set_conditions(&mut value, &self.catalog());
         }
         ownership::record(None, &mut value, resource, &options.manager, "");
+        // Held until the object is stored: nobody else may be given the same.
+        let _services = self.allocate(target, &mut value, None)?;
         convert::to_storage(resource, &mut value);
         if options.dry_run {
             let key = Key::new(&target.namespace, &name);
@@ -518,6 +521,7 @@ impl Api {
                     &target.subresource,
                 );
             }
+            let _services = self.allocate(target, &mut new, Some(&old))?;
             if same(&new, &old) {
                 return Ok(unchanged(current));
             }
@@ -548,6 +552,26 @@ impl Api {
             }
         }
         Err(target.stale())
+    }
+
+    /// Gives Services their addresses and ports. The guard keeps others from taking them too.
+    fn allocate(
+        &self,
+        target: &Target,
+        value: &mut Value,
+        old: Option<&Value>,
+    ) -> Result<Option<MutexGuard<'_, service::Allocations>>, ApiError> {
+        if !target.resource.is("", "services") || !target.subresource.is_empty() {
+            return Ok(None);
+        }
+        let mut allocations = self.services.lock().unwrap_or_else(PoisonError::into_inner);
+        allocations.catch_up(&self.store);
+        let errors = service::allocate(value, old, &allocations);
+        if !errors.is_empty() {
+            let name = value["metadata"]["name"].as_str().unwrap_or_default();
+            return Err(target.invalid(name, &errors));
+        }
+        Ok(Some(allocations))
     }
 
     /// Whether the client named the version it started from, which must be the current one.

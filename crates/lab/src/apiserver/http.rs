@@ -23,7 +23,7 @@ use super::schema::object_at;
 use super::status::ApiError;
 use super::table::{self, Include};
 use super::watch::{self, Notice, Watch};
-use super::{convert, openapi};
+use super::{convert, openapi, scale};
 
 /// What the server calls itself. The minor version is what `kubectl` compares.
 const GIT_VERSION: &str = "v1.32.0+cilium-lab";
@@ -224,6 +224,9 @@ impl Server {
             return review(&target, &user, value);
         }
         let headers = request.headers().clone();
+        if target.subresource == "scale" {
+            return self.scale(&target, &query, request).await;
+        }
         let format = Format::parse(&headers)?;
         match (request.method().clone(), target.name.is_empty()) {
             (Method::GET, true) if watch || query.flag("watch") => {
@@ -278,6 +281,32 @@ impl Server {
             }
             _ => Err(ApiError::method_not_allowed()),
         }
+    }
+
+    async fn scale(
+        &self,
+        target: &Target,
+        query: &Query,
+        request: Request<Incoming>,
+    ) -> Result<Reply, ApiError> {
+        let headers = request.headers().clone();
+        let object = match *request.method() {
+            Method::GET => self.api.get(target)?,
+            Method::PUT => {
+                let options = write_options(query, &headers)?;
+                let new = parse_body(&headers, &body(request).await?)?;
+                scale::write(&self.api, target, |_| Ok(new.clone()), &options)?.object
+            }
+            Method::PATCH => {
+                let options = write_options(query, &headers)?;
+                let content_type = header(&headers, CONTENT_TYPE.as_str());
+                let patch = Patch::parse(content_type, &body(request).await?)?;
+                let change = |old: &Value| scale::patched(old, &patch, target);
+                scale::write(&self.api, target, change, &options)?.object
+            }
+            _ => return Err(ApiError::method_not_allowed()),
+        };
+        Ok(json_reply(StatusCode::OK, &scale::view(&object)))
     }
 
     fn check_subresource(&self, target: &Target) -> Result<(), ApiError> {

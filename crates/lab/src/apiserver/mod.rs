@@ -31,16 +31,19 @@ mod proto;
 mod protobuf_body;
 mod request;
 mod resource;
+mod scale;
 mod schema;
 mod selector;
+mod service;
 mod status;
 mod store;
 mod strategy;
 mod table;
 mod tls;
 mod watch;
+mod workload;
 
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -59,13 +62,16 @@ pub use http::{Body, PodStreams, Reply, full};
 pub use object::{Key, Object, now, random};
 pub use patch::Patch;
 pub use status::ApiError;
-pub use store::{Change, Cursor, Event, Store};
+pub use store::{Change, Cursor, Event, Store, Written};
 
 use http::{Server, User};
 use tls::Credentials;
 
 /// How long a client may take for the TLS handshake.
 const HANDSHAKE_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(10);
+
+/// Where pods find the API server once Services are translated.
+pub const KUBERNETES_SERVICE_IP: &str = "10.96.0.1";
 
 /// How to run an API server.
 #[derive(Default)]
@@ -78,6 +84,8 @@ pub struct Config {
     pub persistence: Option<PathBuf>,
     /// Serves logs, exec and the like.
     pub streams: Option<Arc<dyn PodStreams>>,
+    /// Where pods and nodes reach this server: what is behind the Service `default/kubernetes`.
+    pub advertised: Vec<SocketAddr>,
 }
 
 /// A running API server.
@@ -108,6 +116,7 @@ impl ApiServer {
         }
         tasks.spawn(gc::run(api.clone(), api.store.listen(), stop.clone()));
         create_system_namespaces(&api)?;
+        advertise(&api, &config.advertised)?;
 
         let serving = watch_channel::Sender::new(true);
         let tls = Arc::new(credentials.server_config(&config.server_names)?);
@@ -174,6 +183,61 @@ fn create_system_namespaces(api: &Api) -> anyhow::Result<()> {
             Err(error) if !error.is_already_exists() => return Err(error.into()),
             _ => {}
         }
+    }
+    Ok(())
+}
+
+/// The Service by which pods find this server, and what is behind it. Kept as it should be.
+fn advertise(api: &Api, addresses: &[SocketAddr]) -> anyhow::Result<()> {
+    let Some(port) = addresses.first().map(SocketAddr::port) else { return Ok(()) };
+    let options = WriteOptions { force: true, ..WriteOptions::by("kube-apiserver") };
+    let apply = |resource: &str, name: &str, rest: serde_json::Value| -> anyhow::Result<()> {
+        let mut object = serde_json::json!({ "metadata": { "name": name, "namespace": "default" } });
+        if let (Some(object), Some(rest)) = (object.as_object_mut(), rest.as_object()) {
+            object.extend(rest.clone());
+        }
+        let target = api.target(resource, "default", name)?;
+        api.patch(&target, &Patch::Apply(object), &options)?;
+        Ok(())
+    };
+    let https = serde_json::json!({ "name": "https", "port": port, "protocol": "TCP" });
+    apply(
+        "services",
+        "kubernetes",
+        serde_json::json!({
+            "metadata": { "name": "kubernetes", "namespace": "default",
+                "labels": { "component": "apiserver", "provider": "kubernetes" } },
+            "spec": { "clusterIP": KUBERNETES_SERVICE_IP,
+                "ports": [{ "name": "https", "port": 443, "protocol": "TCP", "targetPort": port }] },
+        }),
+    )?;
+    let of_family = |v4: bool| -> Vec<String> {
+        let addresses = addresses.iter().filter(|address| address.is_ipv4() == v4);
+        addresses.map(|address| address.ip().to_string()).collect()
+    };
+    let primary: Vec<_> = of_family(true).iter().map(|ip| serde_json::json!({ "ip": ip })).collect();
+    apply(
+        "endpoints",
+        "kubernetes",
+        serde_json::json!({ "subsets": [{ "addresses": primary, "ports": [https] }] }),
+    )?;
+    for (name, family, v4) in [("kubernetes", "IPv4", true), ("kubernetes-ipv6", "IPv6", false)] {
+        let endpoints: Vec<_> = of_family(v4)
+            .iter()
+            .map(|ip| serde_json::json!({ "addresses": [ip], "conditions": { "ready": true } }))
+            .collect();
+        if endpoints.is_empty() {
+            continue;
+        }
+        apply(
+            "endpointslices.discovery.k8s.io",
+            name,
+            serde_json::json!({
+                "metadata": { "name": name, "namespace": "default",
+                    "labels": { "kubernetes.io/service-name": "kubernetes" } },
+                "addressType": family, "endpoints": endpoints, "ports": [https],
+            }),
+        )?;
     }
     Ok(())
 }

@@ -8,14 +8,9 @@ use super::status::FieldError;
 
 /// Fills in what the manifest leaves open.
 pub(super) fn default(pod: &mut Value) {
+    default_template(pod);
     let spec = object_at(pod, "spec");
-    let host_network = spec.get("hostNetwork") == Some(&json!(true));
     for (name, value) in [
-        ("restartPolicy", json!("Always")),
-        ("terminationGracePeriodSeconds", json!(30)),
-        ("dnsPolicy", json!("ClusterFirst")),
-        ("securityContext", json!({})),
-        ("schedulerName", json!("default-scheduler")),
         ("enableServiceLinks", json!(true)),
         ("preemptionPolicy", json!("PreemptLowerPriority")),
         ("priority", json!(0)),
@@ -29,6 +24,24 @@ pub(super) fn default(pod: &mut Value) {
     let account = account.clone();
     spec.insert("serviceAccount".into(), account);
     default_tolerations(spec);
+}
+
+/// What a pod template has in common with a pod: the rest is filled in when the pod is made.
+pub(super) fn default_template(template: &mut Value) {
+    let spec = object_at(template, "spec");
+    let host_network = spec.get("hostNetwork") == Some(&json!(true));
+    for (name, value) in [
+        ("restartPolicy", json!("Always")),
+        ("terminationGracePeriodSeconds", json!(30)),
+        ("dnsPolicy", json!("ClusterFirst")),
+        ("securityContext", json!({})),
+        ("schedulerName", json!("default-scheduler")),
+    ] {
+        spec.entry(name).or_insert(value);
+    }
+    if let Some(account) = spec.get("serviceAccountName").cloned() {
+        spec.insert("serviceAccount".into(), account);
+    }
     for list in ["initContainers", "containers", "ephemeralContainers"] {
         for container in spec.get_mut(list).and_then(Value::as_array_mut).into_iter().flatten() {
             if let Some(container) = container.as_object_mut() {

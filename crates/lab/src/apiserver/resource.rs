@@ -88,7 +88,16 @@ impl Resource {
         if self.is("", "namespaces") {
             all.push(("finalize", "Namespace", &["update"]));
         }
+        if self.has_scale() {
+            all.push(("scale", "Scale", &["get", "patch", "update"]));
+        }
         all
+    }
+
+    /// Whether the number of replicas has a subresource of its own.
+    pub fn has_scale(&self) -> bool {
+        *self.group == *"apps"
+            && ["deployments", "replicasets", "statefulsets"].contains(&&*self.plural)
     }
 
     /// Verbs of the resource itself, in the order of discovery.
@@ -247,7 +256,8 @@ impl BuiltIn {
             namespaced: self.namespaced,
             short_names: self.short_names.iter().map(|&name| name.into()).collect(),
             categories: match self.plural {
-                "pods" | "services" => vec!["all".into()],
+                "pods" | "services" | "deployments" | "replicasets" | "daemonsets" | "statefulsets"
+                | "jobs" => vec!["all".into()],
                 "customresourcedefinitions" => vec!["api-extensions".into()],
                 _ => Vec::new(),
             },
@@ -373,6 +383,59 @@ const BUILT_IN: &[BuiltIn] = &[
         ..PLAIN
     },
     BuiltIn {
+        group: "apps",
+        kind: "ControllerRevision",
+        plural: "controllerrevisions",
+        schema: "io.k8s.api.apps.v1.ControllerRevision",
+        ..PLAIN
+    },
+    BuiltIn {
+        group: "apps",
+        kind: "DaemonSet",
+        plural: "daemonsets",
+        short_names: &["ds"],
+        has_status: true,
+        schema: "io.k8s.api.apps.v1.DaemonSet",
+        ..PLAIN
+    },
+    BuiltIn {
+        group: "apps",
+        kind: "Deployment",
+        plural: "deployments",
+        short_names: &["deploy"],
+        has_status: true,
+        schema: "io.k8s.api.apps.v1.Deployment",
+        ..PLAIN
+    },
+    BuiltIn {
+        group: "apps",
+        kind: "ReplicaSet",
+        plural: "replicasets",
+        short_names: &["rs"],
+        has_status: true,
+        indexed: &["status.replicas"],
+        schema: "io.k8s.api.apps.v1.ReplicaSet",
+        ..PLAIN
+    },
+    BuiltIn {
+        group: "apps",
+        kind: "StatefulSet",
+        plural: "statefulsets",
+        short_names: &["sts"],
+        has_status: true,
+        schema: "io.k8s.api.apps.v1.StatefulSet",
+        ..PLAIN
+    },
+    BuiltIn {
+        group: "batch",
+        kind: "Job",
+        plural: "jobs",
+        has_status: true,
+        indexed: &["status.successful"],
+        schema: "io.k8s.api.batch.v1.Job",
+        ..PLAIN
+    },
+    BuiltIn {
         group: "events.k8s.io",
         kind: "Event",
         plural: "events",
@@ -453,8 +516,12 @@ pub(super) fn resource_list(catalog: &Catalog, group: &str, version: &str) -> Op
         }
         entries.push(entry);
         for (name, kind, verbs) in r.subresources() {
-            entries.push(json!({ "name": format!("{}/{name}", r.plural), "singularName": "",
-                "namespaced": r.namespaced, "kind": kind, "verbs": verbs }));
+            let mut entry = json!({ "name": format!("{}/{name}", r.plural), "singularName": "",
+                "namespaced": r.namespaced, "kind": kind, "verbs": verbs });
+            if kind == "Scale" {
+                (entry["group"], entry["version"]) = (json!("autoscaling"), json!("v1"));
+            }
+            entries.push(entry);
         }
         if r.has_status {
             entries.push(json!({ "name": format!("{}/status", r.plural), "singularName": "",
@@ -521,6 +588,7 @@ fn aggregated_one(r: &Resource) -> Value {
     let kind_of = |kind: &str| {
         let (group, version) = match kind {
             "PodAttachOptions" | "PodExecOptions" | "PodPortForwardOptions" => ("", "v1"),
+            "Scale" => ("autoscaling", "v1"),
             _ => (&*r.group, &*r.version),
         };
         json!({ "group": group, "version": version, "kind": kind })

@@ -7,7 +7,7 @@ use super::object;
 use super::resource::Resource;
 use super::schema::object_at;
 use super::status::{ApiError, FieldError};
-use super::{crd, names, pod};
+use super::{crd, names, pod, service, workload};
 
 /// Seconds that a pod has to end when it does not say.
 const GRACE_PERIOD_DEFAULT: i64 = 30;
@@ -111,6 +111,9 @@ pub(super) fn prepare_create(resource: &Resource, value: &mut Value) {
         _ => {}
     }
     default(resource, value);
+    if *resource.id == *"jobs.batch" {
+        workload::select_job_pods(value);
+    }
 }
 
 /// Defaults that hold for new and for changed objects.
@@ -118,12 +121,13 @@ fn default(resource: &Resource, value: &mut Value) {
     match &*resource.id {
         "pods" => pod::default(value),
         "secrets" => default_secret(value),
-        "services" => default_service(value),
+        "services" => service::default(value),
         "nodes" => {
             object_at(value, "spec");
         }
         "customresourcedefinitions.apiextensions.k8s.io" => crd::default(value),
         _ if resource.is_custom() => resource.schema().fill_defaults(value),
+        id if workload::is_workload(id) => workload::default(id, value),
         _ => {}
     }
 }
@@ -139,20 +143,6 @@ fn default_secret(value: &mut Value) {
     }
     if value["type"].as_str().unwrap_or_default().is_empty() {
         value["type"] = json!("Opaque");
-    }
-}
-
-fn default_service(value: &mut Value) {
-    let spec = object_at(value, "spec");
-    spec.entry("type").or_insert_with(|| json!("ClusterIP"));
-    spec.entry("sessionAffinity").or_insert_with(|| json!("None"));
-    for port in spec.get_mut("ports").and_then(Value::as_array_mut).into_iter().flatten() {
-        if port["protocol"].is_null() {
-            port["protocol"] = json!("TCP");
-        }
-        if port["targetPort"].is_null() {
-            port["targetPort"] = port["port"].clone();
-        }
     }
 }
 
@@ -180,9 +170,10 @@ fn validate_content(resource: &Resource, value: &Value, errors: &mut Vec<FieldEr
             }
         }
         "secrets" => validate_secret(value, errors),
-        "services" => validate_service(value, errors),
+        "services" => service::validate(value, errors),
         "customresourcedefinitions.apiextensions.k8s.io" => crd::validate(value, errors),
         _ if resource.is_custom() => errors.extend(resource.schema().validate(value)),
+        id if workload::is_workload(id) => workload::validate(id, value, errors),
         _ => {}
     }
 }
@@ -195,25 +186,6 @@ fn validate_secret(value: &Value, errors: &mut Vec<FieldError>) {
         if base64::engine::general_purpose::STANDARD.decode(text).is_err() {
             let field = format!("data[{key}]");
             errors.push(FieldError::invalid(field, "<secret>", "must be encoded in base64"));
-        }
-    }
-}
-
-fn validate_service(value: &Value, errors: &mut Vec<FieldError>) {
-    let spec = &value["spec"];
-    let headless = spec["clusterIP"] == "None" || spec["type"] == "ExternalName";
-    let ports = spec["ports"].as_array().map(Vec::as_slice).unwrap_or_default();
-    if ports.is_empty() && !headless {
-        errors.push(FieldError::required("spec.ports", ""));
-    }
-    for (index, port) in ports.iter().enumerate() {
-        let field = format!("spec.ports[{index}]");
-        if !(1..=65_535).contains(&port["port"].as_i64().unwrap_or(0)) {
-            let detail = "must be between 1 and 65535, inclusive";
-            errors.push(FieldError::invalid(format!("{field}.port"), port["port"].clone(), detail));
-        }
-        if ports.len() > 1 && port["name"].as_str().unwrap_or_default().is_empty() {
-            errors.push(FieldError::required(format!("{field}.name"), ""));
         }
     }
 }
@@ -258,6 +230,9 @@ pub(super) fn prepare_update(target: &Target, new: &mut Value, old: &Value) {
             }
             if *resource.id == *"pods" {
                 keep_assigned(new, old);
+            }
+            if *resource.id == *"services" {
+                service::keep_allocated(new, old);
             }
         }
     }
@@ -336,6 +311,8 @@ pub(super) fn validate_update(target: &Target, new: &Value, old: &Value) -> Vec<
     match &*resource.id {
         "pods" if target.subresource.is_empty() => pod::validate_update(new, old, &mut errors),
         "configmaps" | "secrets" => validate_immutable_data(new, old, &mut errors),
+        "services" => service::validate_update(new, old, &mut errors),
+        id if workload::is_workload(id) => workload::validate_update(id, new, old, &mut errors),
         "nodes" => {
             let before = &old["spec"]["podCIDRs"];
             if before.as_array().is_some_and(|list| !list.is_empty())
@@ -373,6 +350,7 @@ fn validate_immutable_data(new: &Value, old: &Value, errors: &mut Vec<FieldError
 fn has_generation(resource: &Resource) -> bool {
     resource.is_custom()
         || resource.is("", "pods")
+        || workload::is_workload(&resource.id)
         || resource.is("apiextensions.k8s.io", "customresourcedefinitions")
 }
 

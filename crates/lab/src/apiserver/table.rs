@@ -174,6 +174,44 @@ fn built_in_columns(id: &str) -> &'static [&'static str] {
             "*Name",
         ],
         "leases.coordination.k8s.io" => &["Name", "Holder", "Age"],
+        "deployments.apps" => &[
+            "Name",
+            "Ready",
+            "Up-to-date",
+            "Available",
+            "Age",
+            "*Containers",
+            "*Images",
+            "*Selector",
+        ],
+        "replicasets.apps" => {
+            &["Name", "Desired", "Current", "Ready", "Age", "*Containers", "*Images", "*Selector"]
+        }
+        "daemonsets.apps" => &[
+            "Name",
+            "Desired",
+            "Current",
+            "Ready",
+            "Up-to-date",
+            "Available",
+            "Node Selector",
+            "Age",
+            "*Containers",
+            "*Images",
+            "*Selector",
+        ],
+        "statefulsets.apps" => &["Name", "Ready", "Age", "*Containers", "*Images"],
+        "jobs.batch" => &[
+            "Name",
+            "Status",
+            "Completions",
+            "Duration",
+            "Age",
+            "*Containers",
+            "*Images",
+            "*Selector",
+        ],
+        "controllerrevisions.apps" => &["Name", "Controller", "Revision", "Age"],
         "customresourcedefinitions.apiextensions.k8s.io" => &["Name", "Created At"],
         _ => &["Name", "Age"],
     }
@@ -200,6 +238,14 @@ fn built_in_cells(id: &str, o: &Value) -> Vec<Value> {
         "endpointslices.discovery.k8s.io" => slice_cells(o),
         "events" => event_cells(o),
         "leases.coordination.k8s.io" => vec![name(), text(&o["spec"]["holderIdentity"], ""), old()],
+        "deployments.apps" | "replicasets.apps" | "daemonsets.apps" | "statefulsets.apps"
+        | "jobs.batch" => workload_cells(id, o),
+        "controllerrevisions.apps" => {
+            let owner = &o["metadata"]["ownerReferences"][0];
+            let kind = owner["kind"].as_str().unwrap_or_default().to_lowercase();
+            let controller = format!("{kind}.apps/{}", owner["name"].as_str().unwrap_or_default());
+            vec![name(), json!(controller), json!(o["revision"].to_string()), old()]
+        }
         "customresourcedefinitions.apiextensions.k8s.io" => {
             vec![name(), o["metadata"]["creationTimestamp"].clone()]
         }
@@ -306,6 +352,75 @@ fn end_text(terminated: &Value) -> String {
         (_, Some(signal)) if signal != 0 => format!("Signal:{signal}"),
         _ => format!("ExitCode:{}", terminated["exitCode"].as_i64().unwrap_or(0)),
     }
+}
+
+/// Workloads: how many pods, and what is in them.
+fn workload_cells(id: &str, o: &Value) -> Vec<Value> {
+    let (spec, status) = (&o["spec"], &o["status"]);
+    let number = |value: &Value, default: i64| value.as_i64().unwrap_or(default);
+    let count = |field: &str| json!(number(&status[field], 0).to_string());
+    let wanted = number(&spec["replicas"], 1);
+    let ready = || json!(format!("{}/{wanted}", number(&status["readyReplicas"], 0)));
+    let mut cells = vec![o["metadata"]["name"].clone()];
+    cells.extend(match id {
+        "deployments.apps" => vec![ready(), count("updatedReplicas"), count("availableReplicas")],
+        "replicasets.apps" => {
+            vec![json!(wanted.to_string()), count("replicas"), count("readyReplicas")]
+        }
+        "daemonsets.apps" => {
+            let selector = labels_text(&spec["template"]["spec"]["nodeSelector"]);
+            let selector = if selector.is_empty() { "<none>".to_owned() } else { selector };
+            vec![
+                count("desiredNumberScheduled"),
+                count("currentNumberScheduled"),
+                count("numberReady"),
+                count("updatedNumberScheduled"),
+                count("numberAvailable"),
+                json!(selector),
+            ]
+        }
+        "statefulsets.apps" => vec![ready()],
+        _ => job_cells(o),
+    });
+    cells.push(json!(age(&o["metadata"]["creationTimestamp"])));
+    let containers = spec["template"]["spec"]["containers"].as_array();
+    for field in ["name", "image"] {
+        let all = containers.into_iter().flatten().filter_map(|one| one[field].as_str());
+        cells.push(json!(all.collect::<Vec<_>>().join(",")));
+    }
+    if id != "statefulsets.apps" {
+        cells.push(json!(super::scale::selector_text(&spec["selector"])));
+    }
+    cells
+}
+
+fn job_cells(job: &Value) -> Vec<Value> {
+    let (spec, status) = (&job["spec"], &job["status"]);
+    let conditions = status["conditions"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let is = |kind: &str| conditions.iter().any(|one| one["type"] == kind && one["status"] == "True");
+    let words = ["Complete", "Failed", "Suspended", "FailureTarget"].into_iter().find(|kind| is(kind));
+    let words = match words {
+        _ if job["metadata"]["deletionTimestamp"].is_string() => "Terminating",
+        Some("FailureTarget") => "Failed",
+        Some(words) => words,
+        None => "Running",
+    };
+    let succeeded = status["succeeded"].as_i64().unwrap_or(0);
+    let completions = match (spec["completions"].as_i64(), spec["parallelism"].as_i64()) {
+        (Some(completions), _) => format!("{succeeded}/{completions}"),
+        (None, Some(parallelism)) if parallelism > 1 => format!("{succeeded}/1 of {parallelism}"),
+        _ => format!("{succeeded}/1"),
+    };
+    let time = |value: &Value| {
+        let time = value.as_str()?.parse::<k8s_openapi::jiff::Timestamp>().ok()?;
+        Some(time.as_second())
+    };
+    let duration = match (time(&status["startTime"]), time(&status["completionTime"])) {
+        (Some(start), Some(end)) => duration_text(end - start),
+        (Some(start), None) => duration_text(k8s_openapi::jiff::Timestamp::now().as_second() - start),
+        _ => String::new(),
+    };
+    vec![json!(words), json!(completions), json!(duration)]
 }
 
 fn node_cells(node: &Value) -> Vec<Value> {

@@ -1,0 +1,328 @@
+//! EndpointSlices and Endpoints: which pods are behind a Service, and how they are.
+
+use std::collections::{BTreeMap, HashSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+
+use super::pods::{self, is_deleting, is_ready, name, uid};
+use super::{Action, ENDPOINTS, Plan, SLICES};
+
+pub(super) const SERVICE_NAME: &str = "kubernetes.io/service-name";
+const MANAGED_BY: &str = "endpointslice.kubernetes.io/managed-by";
+const OURS: &str = "endpointslice-controller.k8s.io";
+const ENDPOINTS_MANAGED_BY: &str = "endpoints.kubernetes.io/managed-by";
+const ENDPOINTS_OURS: &str = "endpoint-controller";
+const HEADLESS: &str = "service.kubernetes.io/headless";
+/// Most endpoints of a slice.
+const SLICE_LEN_MAX: usize = 100;
+/// Most addresses of an Endpoints object.
+const ENDPOINTS_LEN_MAX: usize = 1_000;
+
+pub(super) fn plan(
+    service: &Arc<Value>,
+    all_pods: &[Arc<Value>],
+    all_slices: &[Arc<Value>],
+    current: Option<&Arc<Value>>,
+) -> Plan {
+    let mut plan = Plan::default();
+    let spec = &service["spec"];
+    let selector = spec["selector"].as_object().filter(|terms| !terms.is_empty());
+    if is_deleting(service) || spec["type"] == "ExternalName" || selector.is_none() {
+        return plan;
+    }
+    let selector = json!({ "matchLabels": selector });
+    let selected = all_pods.iter().filter(|pod| {
+        super::selects(&selector, &pod["metadata"]["labels"])
+            && !["Succeeded", "Failed"].contains(&pods::phase(pod))
+    });
+    let selected: Vec<&Value> = selected.map(|pod| &**pod).collect();
+    let ours = |slice: &&Arc<Value>| {
+        let labels = &slice["metadata"]["labels"];
+        labels[SERVICE_NAME] == service["metadata"]["name"] && labels[MANAGED_BY] == OURS
+    };
+    let slices: Vec<Arc<Value>> = all_slices.iter().filter(ours).cloned().collect();
+    let families: Vec<&str> = spec["ipFamilies"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+    for slice in &slices {
+        if !families.contains(&slice["addressType"].as_str().unwrap_or_default()) {
+            plan.push(Action::Delete { resource: SLICES, object: slice.clone() });
+        }
+    }
+    for family in &families {
+        let of_family = slices.iter().filter(|slice| slice["addressType"] == *family);
+        let of_family: Vec<&Arc<Value>> = of_family.collect();
+        plan_slices(service, family, &selected, &of_family, &mut plan);
+    }
+    plan_endpoints(service, families.first().unwrap_or(&"IPv4"), &selected, current, &mut plan);
+    plan
+}
+
+/// Whether the Endpoints object was made from a Service.
+pub(super) fn is_ours(endpoints: &Value) -> bool {
+    endpoints["metadata"]["labels"][ENDPOINTS_MANAGED_BY] == ENDPOINTS_OURS
+}
+
+/// Spreads the endpoints of one family over slices, changing as few of them as possible.
+fn plan_slices(
+    service: &Arc<Value>,
+    family: &str,
+    selected: &[&Value],
+    slices: &[&Arc<Value>],
+    plan: &mut Plan,
+) {
+    // Pods that name a port differently have it at different numbers: slices of their own.
+    let mut groups: BTreeMap<String, (Value, Vec<Value>)> = BTreeMap::new();
+    for pod in selected {
+        if let Some(endpoint) = endpoint(service, pod, family) {
+            let ports = ports(service, pod);
+            groups.entry(ports.to_string()).or_insert_with(|| (ports, Vec::new())).1.push(endpoint);
+        }
+    }
+    if groups.is_empty() {
+        // A Service without pods has one slice that says so.
+        groups.insert(String::new(), (json!([]), Vec::new()));
+    }
+    let mut unused: Vec<&Arc<Value>> = slices.to_vec();
+    for (ports, mut missing) in groups.into_values() {
+        let empty = missing.is_empty();
+        let (mut here, others): (Vec<_>, Vec<_>) =
+            unused.into_iter().partition(|slice| same_ports(&slice["ports"], &ports));
+        unused = others;
+        if here.is_empty() && (empty || !slices.is_empty()) {
+            // Reuse keeps the name, and watchers see a change instead of a gap.
+            let spare = unused.iter().position(|slice| len(slice) == 0 || empty);
+            here.extend(spare.map(|index| unused.remove(index)));
+        }
+        let mut contents: Vec<(Option<&Arc<Value>>, Vec<Value>)> = Vec::new();
+        for slice in here {
+            let kept = slice["endpoints"].as_array().into_iter().flatten().filter_map(|old| {
+                let same = |new: &Value| new["targetRef"]["uid"] == old["targetRef"]["uid"];
+                missing.iter().position(same).map(|index| missing.remove(index))
+            });
+            contents.push((Some(slice), kept.collect()));
+        }
+        let mut missing = missing.into_iter();
+        for (_, list) in &mut contents {
+            let room = SLICE_LEN_MAX.saturating_sub(list.len());
+            list.extend(missing.by_ref().take(room));
+        }
+        loop {
+            let list: Vec<Value> = missing.by_ref().take(SLICE_LEN_MAX).collect();
+            if list.is_empty() && !(empty && contents.is_empty()) {
+                break;
+            }
+            contents.push((None, list));
+        }
+        let mut kept_one = false;
+        for (slice, list) in contents {
+            match slice {
+                Some(slice) if list.is_empty() && (!empty || kept_one) => {
+                    plan.push(Action::Delete { resource: SLICES, object: slice.clone() });
+                }
+                Some(slice) => update_slice(service, slice, &ports, list, plan),
+                None => plan.push(Action::Create {
+                    resource: SLICES,
+                    object: new_slice(service, family, &ports, list),
+                }),
+            }
+            kept_one = true;
+        }
+    }
+    for slice in unused {
+        plan.push(Action::Delete { resource: SLICES, object: slice.clone() });
+    }
+}
+
+fn len(slice: &Value) -> usize {
+    slice["endpoints"].as_array().map_or(0, Vec::len)
+}
+
+/// No ports may be written in two ways.
+fn same_ports(a: &Value, b: &Value) -> bool {
+    let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
+    list(a) == list(b)
+}
+
+fn labels(service: &Value, more: &[(&str, &str)]) -> Value {
+    let mut labels = service["metadata"]["labels"].as_object().cloned().unwrap_or_default();
+    for (key, value) in more {
+        labels.insert((*key).into(), json!(value));
+    }
+    if service["spec"]["clusterIP"] == "None" {
+        labels.insert(HEADLESS.into(), json!(""));
+    }
+    Value::Object(labels)
+}
+
+fn slice_labels(service: &Value) -> Value {
+    labels(service, &[(SERVICE_NAME, name(service)), (MANAGED_BY, OURS)])
+}
+
+fn new_slice(service: &Value, family: &str, ports: &Value, endpoints: Vec<Value>) -> Value {
+    json!({
+        "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
+        "metadata": {
+            "generateName": format!("{}-", name(service)),
+            "namespace": service["metadata"]["namespace"],
+            "labels": slice_labels(service),
+            "ownerReferences": [pods::owner_reference(service)],
+        },
+        "addressType": family, "endpoints": endpoints, "ports": ports,
+    })
+}
+
+fn update_slice(service: &Value, slice: &Arc<Value>, ports: &Value, endpoints: Vec<Value>, plan: &mut Plan) {
+    let labels = slice_labels(service);
+    let endpoints = json!(endpoints);
+    let before = slice["endpoints"].as_array().cloned().unwrap_or_default();
+    let same = json!(before) == endpoints && same_ports(&slice["ports"], ports);
+    if same && slice["metadata"]["labels"] == labels {
+        return;
+    }
+    let labels = replaced(&slice["metadata"]["labels"], labels);
+    let patch = json!({ "metadata": { "labels": labels }, "endpoints": endpoints, "ports": ports });
+    plan.push(Action::Merge { resource: SLICES, object: slice.clone(), patch });
+}
+
+/// A merge patch that makes one map of another.
+fn replaced(old: &Value, mut new: Value) -> Value {
+    for key in old.as_object().into_iter().flatten().map(|(key, _)| key) {
+        if new[key].is_null() {
+            new[key] = Value::Null;
+        }
+    }
+    new
+}
+
+fn addresses(pod: &Value, family: &str) -> Vec<String> {
+    let many = pod["status"]["podIPs"].as_array().into_iter().flatten().map(|one| &one["ip"]);
+    let mut all: Vec<&str> = many.filter_map(Value::as_str).collect();
+    if all.is_empty() {
+        all.extend(pod["status"]["podIP"].as_str());
+    }
+    let of_family = |text: &&str| {
+        text.parse::<IpAddr>().is_ok_and(|address| address.is_ipv4() == (family == "IPv4"))
+    };
+    all.into_iter().filter(of_family).map(str::to_owned).collect()
+}
+
+fn reference(pod: &Value) -> Value {
+    json!({ "kind": "Pod", "namespace": pod["metadata"]["namespace"], "name": name(pod), "uid": uid(pod) })
+}
+
+/// The name under which the pod is found below the Service's own.
+fn hostname<'a>(service: &Value, pod: &'a Value) -> Option<&'a Value> {
+    let named = pod["spec"]["hostname"].as_str().is_some_and(|name| !name.is_empty());
+    (named && pod["spec"]["subdomain"] == service["metadata"]["name"]).then(|| &pod["spec"]["hostname"])
+}
+
+fn endpoint(service: &Value, pod: &Value, family: &str) -> Option<Value> {
+    let addresses = addresses(pod, family);
+    if addresses.is_empty() {
+        return None;
+    }
+    let (serving, terminating) = (is_ready(pod), is_deleting(pod));
+    let ready = service["spec"]["publishNotReadyAddresses"] == true || (serving && !terminating);
+    let mut endpoint = json!({
+        "addresses": addresses[..1],
+        "conditions": { "ready": ready, "serving": serving, "terminating": terminating },
+        "targetRef": reference(pod),
+    });
+    if pod["spec"]["nodeName"].is_string() {
+        endpoint["nodeName"] = pod["spec"]["nodeName"].clone();
+    }
+    if let Some(hostname) = hostname(service, pod) {
+        endpoint["hostname"] = hostname.clone();
+    }
+    Some(endpoint)
+}
+
+/// The Service's ports as numbers of this pod; those that it does not have are left out.
+fn ports(service: &Value, pod: &Value) -> Value {
+    let all = service["spec"]["ports"].as_array().into_iter().flatten();
+    let ports = all.filter_map(|port| {
+        let protocol = port["protocol"].as_str().unwrap_or("TCP");
+        let number = match &port["targetPort"] {
+            Value::String(wanted) => named_port(pod, wanted, protocol)?,
+            Value::Null => port["port"].clone(),
+            number => number.clone(),
+        };
+        let name = port["name"].as_str().unwrap_or_default();
+        let mut value = json!({ "name": name, "port": number, "protocol": protocol });
+        if port["appProtocol"].is_string() {
+            value["appProtocol"] = port["appProtocol"].clone();
+        }
+        Some(value)
+    });
+    ports.collect()
+}
+
+fn named_port(pod: &Value, wanted: &str, protocol: &str) -> Option<Value> {
+    let sidecars = pod["spec"]["initContainers"].as_array().into_iter().flatten();
+    let sidecars = sidecars.filter(|one| one["restartPolicy"] == "Always");
+    let containers = pod["spec"]["containers"].as_array().into_iter().flatten().chain(sidecars);
+    let mut ports = containers.flat_map(|one| one["ports"].as_array().into_iter().flatten());
+    let named = |port: &&Value| port["name"] == wanted && port["protocol"].as_str().unwrap_or("TCP") == protocol;
+    ports.find(named).map(|port| port["containerPort"].clone())
+}
+
+/// The older form: one object per Service, one family, pods that end are left out.
+fn plan_endpoints(
+    service: &Arc<Value>,
+    family: &str,
+    selected: &[&Value],
+    current: Option<&Arc<Value>>,
+    plan: &mut Plan,
+) {
+    let unready_too = service["spec"]["publishNotReadyAddresses"] == true;
+    let mut groups: BTreeMap<String, (Value, BTreeMap<IpAddr, Value>, BTreeMap<IpAddr, Value>)> = BTreeMap::new();
+    let mut seen = HashSet::new();
+    for pod in selected.iter().filter(|pod| unready_too || !is_deleting(pod)) {
+        let Some(text) = addresses(pod, family).into_iter().next() else { continue };
+        let Ok(address) = text.parse::<IpAddr>() else { continue };
+        if seen.len() == ENDPOINTS_LEN_MAX || !seen.insert(address) {
+            continue;
+        }
+        let mut value = json!({ "ip": text, "targetRef": reference(pod) });
+        if pod["spec"]["nodeName"].is_string() {
+            value["nodeName"] = pod["spec"]["nodeName"].clone();
+        }
+        if let Some(hostname) = hostname(service, pod) {
+            value["hostname"] = hostname.clone();
+        }
+        let mut ports = ports(service, pod);
+        for port in ports.as_array_mut().into_iter().flatten().filter(|port| port["name"] == "") {
+            port.as_object_mut().map(|port| port.remove("name"));
+        }
+        let group = groups.entry(ports.to_string()).or_insert_with(|| (ports, BTreeMap::new(), BTreeMap::new()));
+        let list = if unready_too || is_ready(pod) { &mut group.1 } else { &mut group.2 };
+        list.insert(address, value);
+    }
+    let subsets = groups.into_values().map(|(ports, ready, unready)| {
+        let mut subset = json!({ "ports": ports });
+        for (field, list) in [("addresses", ready), ("notReadyAddresses", unready)] {
+            if !list.is_empty() {
+                subset[field] = list.into_values().collect();
+            }
+        }
+        subset
+    });
+    let subsets: Vec<Value> = subsets.collect();
+    let labels = labels(service, &[(ENDPOINTS_MANAGED_BY, ENDPOINTS_OURS)]);
+    let Some(current) = current else {
+        let object = json!({
+            "apiVersion": "v1", "kind": "Endpoints",
+            "metadata": { "name": name(service), "namespace": service["metadata"]["namespace"], "labels": labels },
+            "subsets": subsets,
+        });
+        plan.push(Action::Create { resource: ENDPOINTS, object });
+        return;
+    };
+    let before = current["subsets"].as_array().cloned().unwrap_or_default();
+    if before != subsets || current["metadata"]["labels"] != labels {
+        let labels = replaced(&current["metadata"]["labels"], labels);
+        let patch = json!({ "metadata": { "labels": labels }, "subsets": subsets });
+        plan.push(Action::Merge { resource: ENDPOINTS, object: current.clone(), patch });
+    }
+}
