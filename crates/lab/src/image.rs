@@ -5,6 +5,7 @@
 //! other gets the answer a kubelet gives when an image cannot be pulled.
 
 pub mod agnhost;
+pub mod dns;
 
 use clap::Subcommand;
 
@@ -14,6 +15,10 @@ pub enum Image {
     /// The well-known test server and client.
     #[command(subcommand)]
     Agnhost(agnhost::Agnhost),
+    /// Cluster DNS, in the place of CoreDNS.
+    Coredns(dns::Dns),
+    /// A name server for tests, in the world outside of the cluster.
+    DnsAuthority(dns::DnsAuthority),
     /// Do nothing until told to stop.
     Pause,
 }
@@ -23,6 +28,8 @@ impl Image {
     pub fn run(self) -> i32 {
         match self {
             Self::Agnhost(command) => command.run(),
+            Self::Coredns(server) => server.run(),
+            Self::DnsAuthority(server) => server.run(),
             Self::Pause => agnhost::pause(),
         }
     }
@@ -46,7 +53,7 @@ pub fn entrypoint(image: &str, command: &[String], args: &[String]) -> Option<En
         let mut argv = vec![name.to_owned()];
         match (name, words.peek()) {
             ("agnhost", None) => argv.push("pause".to_owned()),
-            ("agnhost", Some(_)) => argv.extend(words),
+            ("agnhost" | "coredns", Some(_)) => argv.extend(words),
             _ => {}
         }
         return Some(Entrypoint::BuiltIn(argv));
@@ -66,6 +73,7 @@ fn built_in(image: &str) -> Option<&'static str> {
     let last = without_digest.rsplit('/').next().unwrap_or(without_digest);
     match last.split(':').next() {
         Some("agnhost") => Some("agnhost"),
+        Some("coredns") => Some("coredns"),
         Some("pause") => Some("pause"),
         _ => None,
     }
@@ -98,6 +106,9 @@ mod tests {
         check(agnhost, &["/agnhost"], &["netexec"], Some(("built in", "agnhost netexec")));
         check(agnhost, &["sleep", "1"], &[], Some(("host", "sleep 1")));
         check("registry.k8s.io/pause:3.10", &[], &[], Some(("built in", "pause")));
+        let coredns = "registry.k8s.io/coredns/coredns:v1.12.4";
+        check(coredns, &[], &[], Some(("built in", "coredns")));
+        check(coredns, &[], &["--ttl=30"], Some(("built in", "coredns --ttl=30")));
         check("registry.k8s.io/pause@sha256:0123", &[], &[], Some(("built in", "pause")));
         check(
             "nginx",
