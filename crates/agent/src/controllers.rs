@@ -267,6 +267,9 @@ fn node_claims(node: &LocalNode, remote: &Node) -> (Owner, Vec<(IpNet, Claim)>) 
     for router in &remote.router_addresses {
         claims.push((IpNet::from(*router), claim(IdentityId::REMOTE_NODE, tunnel)));
     }
+    for health in &remote.health_addresses {
+        claims.push((IpNet::from(*health), claim(IdentityId::HEALTH, tunnel)));
+    }
     if node.tunnel {
         for cidr in &remote.pod_cidrs {
             claims.push((*cidr, claim(node.world(cidr.addr().is_ipv4()), tunnel)));

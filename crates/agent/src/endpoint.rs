@@ -409,6 +409,9 @@ impl Endpoints {
         spec: &EndpointSpec,
         labels: &Labels,
     ) -> Result<Identity, CreateError> {
+        if let Some(health) = identity::health(labels) {
+            return Ok(health);
+        }
         if !labels.is_empty() {
             return Ok(self.identities.resolve(&Arc::new(self.rules.filter.apply(labels))).await?);
         }

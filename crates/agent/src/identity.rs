@@ -175,6 +175,12 @@ pub fn init() -> Identity {
     }
 }
 
+/// The identity of the node's health endpoint, if these are its labels.
+pub fn health(labels: &Labels) -> Option<Identity> {
+    let own = IdentityId::HEALTH.reserved_labels().filter(|own| own == labels)?;
+    Some(Identity { id: IdentityId::HEALTH, labels: Arc::new(own) })
+}
+
 impl Index {
     fn catch_up(&mut self) {
         for change in self.changes.take() {

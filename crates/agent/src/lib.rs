@@ -17,6 +17,7 @@ pub mod cni_conf;
 pub mod controllers;
 pub mod delete_queue;
 pub mod endpoint;
+pub mod health;
 pub mod identity;
 pub mod ipam;
 pub mod ipcache;

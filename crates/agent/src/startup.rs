@@ -15,6 +15,7 @@ use kernel::netlink::Netlink;
 use model::NodeName;
 use statedb::Table;
 use statedb::job::Job;
+use tokio::sync::watch;
 
 use crate::base::{self, HOST_DEVICE};
 use crate::checkpoint::{Checkpoints, NodeCheckpoint};
@@ -101,7 +102,7 @@ async fn ask(
             "node.spec.podCIDRs has no {families} prefix (option ipam=kubernetes)"
         )));
     }
-    own.announce(&addresses, &[], None).await?;
+    own.announce(&addresses, &[], &[], None).await?;
     let error = announced.operator_error;
     let reason = if error.is_empty() { "the operator has not answered yet" } else { &error };
     Ok(Err(format!(
@@ -168,24 +169,29 @@ pub async fn keep_announced(
     ipam: IpamMode,
     node: Arc<LocalNode>,
     nodes: Table<Node>,
+    mut health: watch::Receiver<Vec<IpAddr>>,
     checkpoints: Checkpoints,
 ) -> Result<(), String> {
     let mut changes = nodes.watch();
     loop {
-        match announce_once(&own, ipam, &node, &checkpoints).await {
+        let endpoint = health.borrow_and_update().clone();
+        match announce_once(&own, ipam, &node, &endpoint, &checkpoints).await {
             Ok(()) => job.ok(""),
             Err(Announce::Later(reason)) => job.degraded(reason),
             Err(Announce::Never(reason)) => return Err(reason),
         }
         let own_row = |rows: &statedb::Snapshot<Node>| {
             rows.get(&node.name).is_some_and(|row| {
-                row.router_addresses == node.routers && row.addresses == node.addresses
+                row.router_addresses == node.routers
+                    && row.addresses == node.addresses
+                    && row.health_addresses == endpoint
             })
         };
         let is_told = own_row(&changes.borrow_and_update());
         tokio::select! {
             () = job.stop.cancelled() => return Ok(()),
             _ = changes.wait_for(|rows| own_row(rows) != is_told), if is_told => {}
+            Ok(()) = health.changed() => {}
             () = tokio::time::sleep(RETRY_INTERVAL), if !is_told => {}
         }
     }
@@ -200,6 +206,7 @@ async fn announce_once(
     own: &OwnNode,
     ipam: IpamMode,
     node: &LocalNode,
+    health: &[IpAddr],
     checkpoints: &Checkpoints,
 ) -> Result<(), Announce> {
     let later = |error: kube::Error| Announce::Later(brief(&error));
@@ -221,7 +228,7 @@ async fn announce_once(
         IpamMode::Kubernetes => Some(node.pod_cidrs.as_slice()),
         IpamMode::ClusterPool => given.is_empty().then_some(node.pod_cidrs.as_slice()),
     };
-    own.announce(&node.addresses, &node.routers, cidrs).await.map_err(later)
+    own.announce(&node.addresses, &node.routers, health, cidrs).await.map_err(later)
 }
 
 #[cfg(test)]

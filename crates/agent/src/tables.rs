@@ -84,6 +84,8 @@ pub struct Node {
     pub addresses: Vec<IpAddr>,
     /// Addresses of its `cilium_host`.
     pub router_addresses: Vec<IpAddr>,
+    /// Addresses of its health endpoint.
+    pub health_addresses: Vec<IpAddr>,
     /// What its pods get their addresses from.
     pub pod_cidrs: Vec<IpNet>,
 }

@@ -7,7 +7,7 @@
 //!  4 base                     sysctls, cilium_host, cilium_vxlan, programs at the node's devices
 //!  5 controllers, reconcilers desired tables and the kernel follow the intent tables
 //!  6 restore                  endpoints of the agent before us; queued deletions
-//!  7 REST API                 the CNI plugin can ask
+//!  7 REST API, health         the CNI plugin can ask; the health endpoint answers
 //!  8 ready                    all sources synchronised, all maps written: the CNI configuration
 //! ```
 //!
@@ -38,6 +38,7 @@ use nix::fcntl::{Flock, FlockArg};
 use statedb::job::Group;
 use statedb::reconciler::{Pace, Progress, Target};
 use statedb::{Initializer, Reconciler, Row, Table, Writer};
+use tokio::sync::watch;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::base;
@@ -48,6 +49,7 @@ use crate::delete_queue::{DeleteQueue, Deletion, Holder};
 use crate::endpoint::{
     DeviceError, Devices, Endpoints, HOST_ENDPOINT_ID, LabelRules, MapProgress, Parts,
 };
+use crate::health;
 use crate::identity::{Identities, Identity};
 use crate::ipam::Ipam;
 use crate::k8s::{self, convert, watch::reflect};
@@ -137,6 +139,7 @@ pub async fn run(loaded: Loaded, name: NodeName) -> anyhow::Result<()> {
     }
 
     let agent = Arc::new(Agent {
+        prober: health::prober(&config, &node, &intent.nodes),
         config,
         config_set: set,
         node: node.clone(),
@@ -162,9 +165,13 @@ pub async fn run(loaded: Loaded, name: NodeName) -> anyhow::Result<()> {
         let pods = intent.pods.clone();
         move |job| crate::relabel::run(job, endpoints, pods, namespaces)
     });
+    let (announced, health_addresses) = watch::channel(Vec::new());
+    health::start(&jobs, &agent, &netlink, announced, ready.wait_for("the health endpoint"));
     jobs.spawn("announce-node", {
         let (nodes, ipam) = (intent.nodes.clone(), agent.config.ipam);
-        move |job| startup::keep_announced(job, own, ipam, node, nodes, checkpoints)
+        move |job| {
+            startup::keep_announced(job, own, ipam, node, nodes, health_addresses, checkpoints)
+        }
     });
     jobs.spawn("monitor", {
         let (monitor, datapath) = (agent.monitor.clone(), datapath.clone());

@@ -48,6 +48,7 @@ pub fn node(node: &CiliumNode, own: &NodeName) -> Node {
         name: node_name,
         addresses: internal.chain(external).collect(),
         router_addresses: node.addresses(CILIUM_INTERNAL_IP).collect(),
+        health_addresses: node.health_addresses().collect(),
         pod_cidrs: node.pod_cidrs().map(|cidr| cidr.trunc()).collect(),
     }
 }

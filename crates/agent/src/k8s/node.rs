@@ -61,6 +61,7 @@ impl OwnNode {
         &self,
         addresses: &[IpAddr],
         routers: &[IpAddr],
+        health: &[IpAddr],
         pod_cidrs: Option<&[IpNet]>,
     ) -> Result<(), kube::Error> {
         let of_kind = |kind: &str, addresses: &[IpAddr]| -> Vec<NodeAddress> {
@@ -69,7 +70,11 @@ impl OwnNode {
         };
         let mut all = of_kind(INTERNAL_IP, addresses);
         all.extend(of_kind(CILIUM_INTERNAL_IP, routers));
-        let mut spec = json!({ "addresses": all });
+        let health_of = |is_ipv4| health.iter().find(|ip| ip.is_ipv4() == is_ipv4);
+        // What is null is removed by the patch.
+        let pair = json!({ "ipv4": health_of(true), "ipv6": health_of(false) });
+        let pair = if health.is_empty() { serde_json::Value::Null } else { pair };
+        let mut spec = json!({ "addresses": all, "health": pair });
         if let Some(cidrs) = pod_cidrs {
             spec["ipam"] = json!({ "podCIDRs": cidrs });
         }

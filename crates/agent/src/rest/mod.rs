@@ -31,6 +31,7 @@ use tokio::net::UnixListener;
 
 use crate::controllers::LocalNode;
 use crate::endpoint::{Endpoints, MapProgress};
+use crate::health::Prober;
 use crate::monitor::Monitor;
 use crate::ready::Ready;
 use crate::tables::{ClusterEndpoint, DesiredRoute, Node};
@@ -61,6 +62,8 @@ pub struct Agent {
     pub monitor: Arc<Monitor>,
     /// Whether pods can be connected.
     pub ready: Ready,
+    /// What probes the nodes, where they are probed.
+    pub prober: Option<Arc<Prober>>,
 }
 
 type Shared = State<Arc<Agent>>;
@@ -122,7 +125,7 @@ fn router(agent: Arc<Agent>) -> Router {
         .with_state(agent)
 }
 
-/// A socket that clients can connect to; requests wait until [`serve`].
+/// A socket that clients can connect to; requests wait until [`Socket::serve`].
 pub struct Socket {
     listener: UnixListener,
     path: PathBuf,
@@ -142,18 +145,23 @@ impl Socket {
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660))?;
         Ok(Self { listener, path: path.to_owned() })
     }
+
+    /// Answers requests until told to stop.
+    pub async fn serve(self, job: Job, router: Router) -> Result<(), String> {
+        job.ok(self.path.display());
+        let stop = job.stop.clone();
+        let served = axum::serve(self.listener, router.into_make_service());
+        tokio::select! {
+            // Streams of the monitor would hold a graceful shutdown up for ever.
+            () = stop.cancelled() => Ok(()),
+            result = served => result.map_err(|error| error.to_string()),
+        }
+    }
 }
 
-/// Answers requests until told to stop.
-pub async fn serve(job: Job, socket: Socket, agent: Arc<Agent>) -> Result<(), String> {
-    job.ok(socket.path.display());
-    let stop = job.stop.clone();
-    let served = axum::serve(socket.listener, router(agent).into_make_service());
-    tokio::select! {
-        // Streams of the monitor would hold a graceful shutdown up for ever.
-        () = stop.cancelled() => Ok(()),
-        result = served => result.map_err(|error| error.to_string()),
-    }
+/// All that `/v1/healthz` tells.
+pub fn status_response(agent: &Agent) -> api::rest::StatusResponse {
+    status::full(agent)
 }
 
 /// Answers `/healthz` for the kubelet on `127.0.0.1`, in the node's network namespace.
@@ -199,7 +207,7 @@ fn host_addressing(agent: &Agent) -> NodeAddressing {
 /// The group's jobs and their names, for those who start them.
 pub fn spawn(group: &Group, socket: Socket, agent: &Arc<Agent>) {
     let api = Arc::clone(agent);
-    group.spawn("rest-api", move |job| serve(job, socket, api));
+    group.spawn("rest-api", move |job| socket.serve(job, router(api)));
     let port = agent.config.agent_health_port;
     if port != 0 {
         let health = Arc::clone(agent);

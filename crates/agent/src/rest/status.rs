@@ -59,7 +59,7 @@ fn is_troubled(job: &Health) -> bool {
     matches!(job.state, JobState::Degraded | JobState::Failed)
 }
 
-fn full(agent: &Agent) -> StatusResponse {
+pub(super) fn full(agent: &Agent) -> StatusResponse {
     let config = &agent.config;
     let tunnel = config.routing_mode == RoutingMode::Tunnel;
     let disabled = || "Disabled".to_owned();
@@ -69,7 +69,7 @@ fn full(agent: &Agent) -> StatusResponse {
         kvstore: Some(Status::new(StatusState::Disabled, "Disabled")),
         node_monitor: Some(node_monitor(agent)),
         cluster: Some(ClusterStatus {
-            cilium_health: None,
+            cilium_health: agent.prober.as_ref().map(|prober| prober.last().sum()),
             self_name: format!("{}/{}", config.cluster_name, agent.node.name),
             nodes: agent.nodes.snapshot().rows().map(|node| describe_node(agent, node)).collect(),
         }),

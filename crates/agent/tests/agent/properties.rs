@@ -75,7 +75,7 @@ async fn take(step: Step, world: &mut World, machine: &Machine, next_ifindex: &m
         Step::Create(number) => {
             *next_ifindex += 1;
             // May fail; then it must leave nothing behind.
-            let _ = world.create(machine, &pod(number), *next_ifindex).await;
+            let _ = world.create(machine, &pod(number), "", *next_ifindex).await;
         }
         Step::Remove(number) => {
             let _ = world.remove(machine, EndpointId::new(u16::from(number) + 2).unwrap()).await;
@@ -109,6 +109,7 @@ async fn take(step: Step, world: &mut World, machine: &Machine, next_ifindex: &m
                 local: false,
                 addresses: vec![IpAddr::from([172, 18, 1, number])],
                 router_addresses: vec![IpAddr::from([10, 0, number, 1])],
+                health_addresses: vec![IpAddr::from([10, 0, number, 2])],
                 pod_cidrs: vec![format!("10.0.{number}.0/24").parse().unwrap()],
             });
         }

@@ -7,7 +7,7 @@
 //! apply                        objects as the API server would send them
 //! delete KIND [NAMESPACE/]NAME
 //! sync                         every watch has listed once
-//! create NAMESPACE/POD IFINDEX the CNI plugin's ADD
+//! create NAMESPACE/POD[@UID] IFINDEX   the CNI plugin's ADD
 //! remove ID                    the CNI plugin's DEL
 //! device-gone IFINDEX          a network namespace went without DEL
 //! collect                      the periodic search for such endpoints
@@ -108,8 +108,9 @@ async fn execute(world: &mut World, machine: &mut Machine, command: &str) -> Str
     match words.as_slice() {
         ["sync"] => world.synchronise(machine),
         ["create", pod, ifindex] => {
+            let (pod, uid) = pod.split_once('@').unwrap_or((pod, ""));
             let (pod, ifindex) = (pod.parse().unwrap(), ifindex.parse().unwrap());
-            return match world.create(machine, &pod, ifindex).await {
+            return match world.create(machine, &pod, uid, ifindex).await {
                 Ok(endpoint) => format!("endpoint {} is {}\n", endpoint.id, endpoint.state),
                 Err(error) => format!("error: {error}\n"),
             };

@@ -352,6 +352,7 @@ impl World {
         &self,
         machine: &Machine,
         pod: &PodName,
+        uid: &str,
         ifindex: u32,
     ) -> Result<Arc<Endpoint>, String> {
         let addresses = self
@@ -371,7 +372,7 @@ impl World {
             container_interface: "eth0".to_owned(),
             pod_namespace: pod.namespace.clone(),
             pod_name: pod.name.clone(),
-            pod_uid: String::new(),
+            pod_uid: uid.to_owned(),
             netns_cookie: None,
         };
         match self.endpoints.create(spec, Labels::default()).await {
