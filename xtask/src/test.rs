@@ -120,7 +120,7 @@ fn fast(run: &mut Run<'_>) {
     build_bpf(run);
     run.check("format", |run| {
         run.cargo(&["fmt", "--all", "--check"])?;
-        for dir in ["crates/bpf", "fuzz"] {
+        for dir in tidy::APART {
             if run.root.join(dir).join("Cargo.toml").is_file() {
                 let mut command = shell::cargo(run.root);
                 command.current_dir(run.root.join(dir)).args(["fmt", "--all", "--check"]);
@@ -134,6 +134,10 @@ fn fast(run: &mut Run<'_>) {
         run.cargo(&["clippy", "--quiet", "--workspace", "--all-targets", "--", "-D", "warnings"])
     });
     run.tests("unit tests", &["test", "--workspace"], &[]);
+    run.check("fuzz targets compile", |run| {
+        shell::apt_install(&["g++"], "libFuzzer")?;
+        run.cargo(&["check", "--quiet", "--manifest-path", "fuzz/Cargo.toml"])
+    });
 }
 
 /// What needs root and BPF on the running kernel.

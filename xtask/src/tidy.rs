@@ -33,6 +33,9 @@ const OWNED: [(&str, &str); 4] =
 /// Libraries that engines and vocabulary have no use for: I/O, clocks, randomness, Kubernetes.
 const IMPURE: [&str; 8] = ["tokio", "kube", "k8s-openapi", "hyper", "nix", "libc", "rand", "axum"];
 
+/// Packages that are workspaces of their own: other compilers, other features.
+pub(crate) const APART: [&str; 3] = ["crates/bpf", "crates/lab/schema-gen", "fuzz"];
+
 /// Crates with `unsafe` code. In others every use is an error.
 const UNSAFE_CRATES: [&str; 3] = ["crates/bpf/", "crates/kernel/", "crates/lab/"];
 
@@ -92,12 +95,15 @@ struct Package {
 /// The packages of the workspace and of those beside it.
 fn packages(root: &Root) -> anyhow::Result<Vec<Package>> {
     let mut packages = Vec::new();
-    for manifest in ["Cargo.toml", "crates/bpf/Cargo.toml", "fuzz/Cargo.toml"] {
-        if !root.join(manifest).is_file() {
+    for dir in [".", APART[0], APART[1], APART[2]] {
+        let manifest = root.join(dir).join("Cargo.toml");
+        if !manifest.is_file() {
             continue;
         }
         let mut command = shell::cargo(root);
-        command.args(["metadata", "--no-deps", "--format-version=1", "--manifest-path", manifest]);
+        command
+            .args(["metadata", "--no-deps", "--format-version=1", "--manifest-path"])
+            .arg(manifest);
         let metadata: Value = serde_json::from_str(&output(&mut command)?)?;
         let list = metadata["packages"].as_array().context("cargo metadata without packages")?;
         packages.extend(list.iter().map(package));
@@ -132,7 +138,7 @@ fn floor(name: &str) -> Option<usize> {
 fn floors(packages: &[Package], breaches: &mut Breaches) {
     for package in packages {
         let Some(own) = floor(&package.name) else {
-            if !["xtask", "fuzz"].contains(&package.name.as_str()) {
+            if !["xtask", "fuzz", "schema-gen"].contains(&package.name.as_str()) {
                 breaches
                     .push(format!("crate {}: give it a floor in xtask/src/tidy.rs", package.name));
             }
@@ -182,7 +188,7 @@ fn manifests(root: &Root, packages: &[Package], breaches: &mut Breaches) {
     for package in packages {
         let place = relative(root, &package.manifest);
         let text = std::fs::read_to_string(&package.manifest).unwrap_or_default();
-        let apart = ["bpf", "fuzz"].contains(&package.name.as_str());
+        let apart = APART.iter().any(|dir| package.manifest == root.join(dir).join("Cargo.toml"));
         if !apart && !text.contains("[lints]\nworkspace = true") {
             breaches.push(format!("{place}: inherit the lints: [lints] workspace = true"));
         }
