@@ -38,8 +38,8 @@ use nix::fcntl::{Flock, FlockArg};
 use statedb::job::Group;
 use statedb::reconciler::{Pace, Progress, Target};
 use statedb::{Initializer, Reconciler, Row, Table, Writer};
-use tokio::sync::watch;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::watch;
 
 use crate::base;
 use crate::checkpoint::{Checkpoints, NodeCheckpoint};

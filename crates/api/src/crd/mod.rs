@@ -210,6 +210,12 @@ impl CiliumNode {
         of_kind.filter_map(|address| address.ip.parse().ok())
     }
 
+    /// The addresses of its health endpoint; what is no address is left out.
+    pub fn health_addresses(&self) -> impl Iterator<Item = std::net::IpAddr> {
+        let AddressPair { ipv4, ipv6 } = &self.spec.health;
+        [ipv4, ipv6].into_iter().filter_map(|ip| ip.parse().ok())
+    }
+
     /// The prefixes of its pods; what is no prefix is left out.
     pub fn pod_cidrs(&self) -> impl Iterator<Item = ipnet::IpNet> {
         self.spec.ipam.pod_cidrs.iter().filter_map(|cidr| cidr.parse().ok())
