@@ -9,11 +9,12 @@ mod cluster;
 mod peer;
 mod plugin;
 mod pods;
+mod record;
 
 use std::collections::BTreeMap;
 
 use anyhow::{Context, bail};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::shell::{self, Root, output, run, say};
 
@@ -28,8 +29,22 @@ fn repetitions() -> usize {
     std::env::var("XTASK_BENCH_REPETITIONS").ok().and_then(|text| text.parse().ok()).unwrap_or(9)
 }
 
+/// What to measure, and how.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Arguments {
+    /// One of datapath, load, pod, cni, memory, lab; without a name all of them.
+    name: Option<String>,
+    /// Measure the release build that is there, and build nothing.
+    #[arg(long)]
+    as_built: bool,
+    /// Write the results of this run and of earlier ones into docs/reference/performance.md.
+    #[arg(long)]
+    bless: bool,
+}
+
 /// Runs one benchmark, or all.
-pub(crate) fn bench(root: &Root, name: Option<&str>, as_built: bool) -> anyhow::Result<()> {
+pub(crate) fn bench(root: &Root, arguments: &Arguments) -> anyhow::Result<()> {
+    let name = arguments.name.as_deref();
     if let Some(name) = name
         && !NAMES.contains(&name)
     {
@@ -39,7 +54,7 @@ pub(crate) fn bench(root: &Root, name: Option<&str>, as_built: bool) -> anyhow::
         bail!("benchmarks load BPF programs and make network namespaces: start as root");
     }
     crate::test::lab_packages()?;
-    if !as_built {
+    if !arguments.as_built {
         crate::build::release(root)?;
     }
     let mut failed = Vec::new();
@@ -58,6 +73,9 @@ pub(crate) fn bench(root: &Root, name: Option<&str>, as_built: bool) -> anyhow::
             eprintln!("error: bench {candidate}: {error:#}");
             failed.push(*candidate);
         }
+    }
+    if arguments.bless {
+        record::write(root, &NAMES)?;
     }
     if !failed.is_empty() {
         bail!("these benchmarks failed: {}", failed.join(", "));
@@ -136,43 +154,35 @@ impl Report {
         self.metrics.get(metric)?.get(variant).map(|values| median(values))
     }
 
-    /// Prints the table, writes the JSON, and says which limits were missed.
+    /// Writes the JSON, and prints it as a table with the limits that were reached or missed.
     fn finish(self, root: &Root) -> anyhow::Result<()> {
         let kernel = output(std::process::Command::new("uname").arg("-sr"))?;
         let kernel = kernel.trim();
-        println!("\n{}, {kernel}, {} CPUs", self.name, cpus());
-        println!("{}\n", self.method);
-        println!("| metric | variant | median | min | max | n | ratio |");
-        println!("|---|---|---:|---:|---:|---:|---:|");
         let mut rows = Vec::new();
         for (metric, variants) in &self.metrics {
             for (variant, values) in variants {
-                let (low, middle, high) = (minimum(values), median(values), maximum(values));
                 let ratio = self
                     .baseline
                     .filter(|baseline| baseline != variant)
                     .and_then(|baseline| self.median(metric, baseline))
-                    .map(|baseline| middle / baseline);
-                let shown = ratio.map_or_else(String::new, |ratio| format!("{ratio:.3}"));
-                println!(
-                    "| {metric} | {variant} | {middle:.2} | {low:.2} | {high:.2} | {} | {shown} |",
-                    values.len()
-                );
+                    .map(|baseline| median(values) / baseline);
                 rows.push(json!({
-                    "metric": metric, "variant": variant, "median": middle, "min": low,
-                    "max": high, "values": values, "ratio": ratio,
+                    "metric": metric, "variant": variant, "median": median(values),
+                    "min": minimum(values), "max": maximum(values), "values": values, "ratio": ratio,
                 }));
             }
         }
-        println!();
-        let verdicts: Vec<_> = self.limits.iter().filter_map(|limit| self.verdict(limit)).collect();
-        for (text, reached) in &verdicts {
-            println!("{} {text}", if *reached { "reached:" } else { "MISSED: " });
-        }
+        let limits: Vec<Value> = self
+            .limits
+            .iter()
+            .filter_map(|limit| self.verdict(limit))
+            .map(|(limit, reached)| json!({"limit": limit, "reached": reached}))
+            .collect();
         let report = json!({
-            "name": self.name, "kernel": kernel, "cpus": cpus(), "method": self.method, "rows": rows,
-            "limits": verdicts.iter().map(|(text, reached)| json!({"limit": text, "reached": reached})).collect::<Vec<_>>(),
+            "name": self.name, "kernel": kernel, "cpus": cpus(), "method": self.method,
+            "rows": rows, "limits": limits,
         });
+        println!("\n{}", record::markdown(&report));
         let dir = root.target().join("bench");
         std::fs::create_dir_all(&dir)?;
         let path = dir.join(format!("{}.json", self.name));

@@ -47,13 +47,8 @@ enum Verb {
         #[arg(long)]
         bless: bool,
     },
-    /// Measure, all or one of: datapath, load, pod, cni, memory, lab.
-    Bench {
-        name: Option<String>,
-        /// Measure the release build that is there, and build nothing.
-        #[arg(long)]
-        as_built: bool,
-    },
+    /// Measure beside baselines: datapath, load, pod, cni, memory, lab.
+    Bench(bench::Arguments),
     /// An end of a benchmark's connection.
     #[command(hide = true)]
     BenchPeer(bench::PeerArguments),
@@ -90,7 +85,7 @@ fn main() -> ExitCode {
             };
         }
         Verb::Demo { down } => demo::demo(&root, down),
-        Verb::Bench { name, as_built } => bench::bench(&root, name.as_deref(), as_built),
+        Verb::Bench(arguments) => bench::bench(&root, &arguments),
         Verb::BenchPeer(arguments) => bench::peer(&arguments),
         Verb::Tidy => tidy::check(&root).map(|()| shell::say("the tree is tidy")),
         Verb::VmRun { kernel, timeout, command } => {
