@@ -90,15 +90,15 @@ pub(super) fn bench(root: &Root) -> anyhow::Result<()> {
         let second: Vec<String> = (0..PODS).map(|index| name("b", index)).collect();
 
         let _ = std::fs::remove_file(&log);
-        create(&lab, &first)?;
+        create(&lab, &first, "a")?;
         lab.wait_for_pods(PODS)?;
         record(&mut report, &log, "ADD", "ADD alone")?;
 
         let _ = std::fs::remove_file(&log);
-        let mut arguments = vec!["delete", "pod", "--wait=false"];
-        arguments.extend(first.iter().map(String::as_str));
-        let mut deletion = lab.kubectl_command(&arguments).stdout(Stdio::null()).spawn()?;
-        let created = create(&lab, &second);
+        // By label: kubectl asks for named pods one by one, a few per second.
+        let delete = ["delete", "pod", "--wait=false", "-l", "half=a"];
+        let mut deletion = lab.kubectl_command(&delete).stdout(Stdio::null()).spawn()?;
+        let created = create(&lab, &second, "b");
         deletion.wait()?;
         created?;
         lab.wait_for_pods(PODS)?;
@@ -115,7 +115,7 @@ pub(super) fn bench(root: &Root) -> anyhow::Result<()> {
 }
 
 /// Creates pods at a steady pace, by one kubectl that reads them as they come.
-fn create(lab: &Lab, names: &[String]) -> anyhow::Result<()> {
+fn create(lab: &Lab, names: &[String], half: &str) -> anyhow::Result<()> {
     let mut kubectl = lab
         .kubectl_command(&["create", "--validate=false", "-f", "-"])
         .stdin(Stdio::piped())
@@ -126,7 +126,9 @@ fn create(lab: &Lab, names: &[String]) -> anyhow::Result<()> {
     let mut text = "{".to_owned() + &" ".repeat(4096);
     let start = Instant::now();
     for (index, name) in names.iter().enumerate() {
-        let pod = pod_on(name, "node-1").to_string();
+        let mut pod = pod_on(name, "node-1");
+        pod["metadata"]["labels"]["half"] = half.into();
+        let pod = pod.to_string();
         text.push_str(if index == 0 { &pod[1..] } else { &pod });
         text.push('\n');
         let due = INTERVAL * u32::try_from(index)?;
