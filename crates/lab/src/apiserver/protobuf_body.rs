@@ -88,6 +88,51 @@ const SERVICE_SPEC: Fields = &[
 ];
 const SERVICE: Fields =
     &[(1, "metadata", Field::Message(META)), (2, "spec", Field::Message(SERVICE_SPEC))];
+const CONTAINER_PORT: Fields = &[
+    (1, "name", Field::Text),
+    (2, "hostPort", Field::Integer),
+    (3, "containerPort", Field::Integer),
+    (4, "protocol", Field::Text),
+    (5, "hostIP", Field::Text),
+];
+const CONTAINER: Fields = &[
+    (1, "name", Field::Text),
+    (2, "image", Field::Text),
+    (3, "command", Field::List(&Field::Text)),
+    (4, "args", Field::List(&Field::Text)),
+    (5, "workingDir", Field::Text),
+    (6, "ports", Field::List(&Field::Message(CONTAINER_PORT))),
+    (14, "imagePullPolicy", Field::Text),
+];
+/// What `kubectl create deployment` and `kubectl create job` fill in.
+const POD_TEMPLATE: Fields = &[
+    (1, "metadata", Field::Message(META)),
+    (
+        2,
+        "spec",
+        Field::Message(&[
+            (2, "containers", Field::List(&Field::Message(CONTAINER))),
+            (3, "restartPolicy", Field::Text),
+        ]),
+    ),
+];
+const SELECTOR: Fields = &[(1, "matchLabels", Field::Map(&Field::Text))];
+const DEPLOYMENT: Fields = &[
+    (1, "metadata", Field::Message(META)),
+    (
+        2,
+        "spec",
+        Field::Message(&[
+            (1, "replicas", Field::Integer),
+            (2, "selector", Field::Message(SELECTOR)),
+            (3, "template", Field::Message(POD_TEMPLATE)),
+        ]),
+    ),
+];
+const JOB: Fields = &[
+    (1, "metadata", Field::Message(META)),
+    (2, "spec", Field::Message(&[(6, "template", Field::Message(POD_TEMPLATE))])),
+];
 const ATTRIBUTES: Fields = &[
     (1, "namespace", Field::Text),
     (2, "verb", Field::Text),
@@ -130,6 +175,8 @@ pub(super) fn decode(body: &[u8]) -> Result<Value, ApiError> {
         ("v1", "Secret") => SECRET,
         ("v1", "ServiceAccount") => SERVICE_ACCOUNT,
         ("v1", "Service") => SERVICE,
+        ("apps/v1", "Deployment") => DEPLOYMENT,
+        ("batch/v1", "Job") => JOB,
         (_, "SelfSubjectReview") => &[],
         (_, "SelfSubjectAccessReview") => ACCESS_REVIEW,
         _ => {
@@ -220,7 +267,7 @@ fn message(bytes: &[u8], known: Fields) -> Option<Value> {
             field => {
                 let value = single(&wire, field)?;
                 // Protobuf writes what is unset as empty.
-                let unset = value.is_null() || value == "" || (value == 0 && *name != "port");
+                let unset = value.is_null() || value == "" || (value == 0 && !["port", "replicas"].contains(name));
                 if !unset {
                     object.insert((*name).to_owned(), value);
                 }

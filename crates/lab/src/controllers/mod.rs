@@ -20,6 +20,8 @@ mod pods;
 mod replicaset;
 mod revisions;
 mod statefulset;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
@@ -374,22 +376,19 @@ impl Controllers {
     fn carry_out(&mut self, work: &Work, plan: Plan) {
         let mut again = plan.again_after.map(|seconds| Duration::from_secs(seconds.unsigned_abs()));
         for action in plan.actions {
-            let about = match &action {
-                Action::Event { .. } => record(&self.api, &action),
-                _ => carry_out(&self.api, &action),
-            };
-            let Err(error) = about else { continue };
-            // Gone, or changed: its change wakes us.
-            if error.is_not_found() || error.is_conflict() || error.is_already_exists() {
-                tracing::debug!(?work, %error, "overtaken");
-            } else {
-                tracing::debug!(?work, %error, "cannot be done now");
-                if let Action::Create { object, .. } = &action {
-                    self.tell_failed_create(work, object, &error);
+            let created = match carry_out(&self.api, &action) {
+                Ok(created) => created,
+                Err(error) => {
+                    self.refused(work, &action, &error);
+                    again = Some(again.map_or(RETRY, |other| other.min(RETRY)));
+                    break;
                 }
+            };
+            if let (Some(name), Action::Create { resource: PODS, object }) = (created, &action)
+                && object["metadata"]["generateName"].is_string()
+            {
+                self.tell(work, false, "SuccessfulCreate", format!("Created pod: {name}"));
             }
-            again = Some(again.map_or(RETRY, |other| other.min(RETRY)));
-            break;
         }
         self.timers.retain(|(_, other)| other != work);
         if let Some(after) = again {
@@ -397,14 +396,26 @@ impl Controllers {
         }
     }
 
-    fn tell_failed_create(&mut self, work: &Work, object: &Value, error: &ApiError) {
+    fn refused(&mut self, work: &Work, action: &Action, error: &ApiError) {
+        if error.is_not_found() || error.is_conflict() || error.is_already_exists() {
+            // Gone or changed meanwhile: the next look sees it.
+            tracing::debug!(?work, %error, "overtaken");
+            return;
+        }
+        tracing::debug!(?work, %error, "cannot be done now");
+        if let Action::Create { object, .. } = action {
+            let kind = object["kind"].as_str().unwrap_or("object").to_lowercase();
+            self.tell(work, true, "FailedCreate", format!("Error creating: {kind}s {error}"));
+        }
+    }
+
+    fn tell(&mut self, work: &Work, warning: bool, reason: &'static str, message: String) {
         let Some(about) = self.api.store.get(work.resource, &work.key) else { return };
         let about = self.parse(&about);
-        let kind = object["kind"].as_str().unwrap_or("object").to_lowercase();
-        let message = format!("Error creating: {kind}s {error}");
-        let event = Action::Event { about, warning: true, reason: "FailedCreate", message };
-        // The namespace may be about to go.
-        let _ = record(&self.api, &event);
+        if let Err(error) = record(&self.api, &about, warning, reason, &message) {
+            // The namespace may be about to go, with everything in it.
+            tracing::debug!(?work, %error, "event {reason}");
+        }
     }
 }
 
@@ -421,13 +432,15 @@ fn key_of(object: &Value) -> Key {
     Key::new(text("namespace"), text("name"))
 }
 
-fn carry_out(api: &Api, action: &Action) -> Result<(), ApiError> {
+/// Does it; gives the name of what was created.
+fn carry_out(api: &Api, action: &Action) -> Result<Option<Box<str>>, ApiError> {
     let options = WriteOptions::by(MANAGER);
     match action {
         Action::Create { resource, object } => {
             let key = key_of(object);
             let target = api.target(resource, &key.namespace, "")?;
-            api.create(&target, object.clone(), &options).map(drop)
+            let created = api.create(&target, object.clone(), &options)?;
+            return Ok(Some(created.object.key.name.clone()));
         }
         Action::Delete { resource, object } => {
             let key = key_of(object);
@@ -438,8 +451,8 @@ fn carry_out(api: &Api, action: &Action) -> Result<(), ApiError> {
                 ..DeleteOptions::default()
             };
             match api.delete(&target, &options) {
-                Err(error) if !error.is_not_found() => Err(error),
-                _ => Ok(()),
+                Err(error) if !error.is_not_found() => return Err(error),
+                _ => {}
             }
         }
         Action::Merge { resource, object, patch } => {
@@ -447,7 +460,7 @@ fn carry_out(api: &Api, action: &Action) -> Result<(), ApiError> {
             let target = api.target(resource, &key.namespace, &key.name)?;
             let mut patch = patch.clone();
             patch["metadata"]["uid"] = object["metadata"]["uid"].clone();
-            api.patch(&target, &Patch::Merge(patch), &options).map(drop)
+            api.patch(&target, &Patch::Merge(patch), &options)?;
         }
         Action::Status { resource, object, status } => {
             let key = key_of(object);
@@ -456,24 +469,27 @@ fn carry_out(api: &Api, action: &Action) -> Result<(), ApiError> {
                 target.subresource.clear();
                 let mut value = api.get(&target)?.value();
                 if value["metadata"]["uid"] != object["metadata"]["uid"] {
-                    return Ok(());
+                    break;
                 }
                 value["status"] = status.clone();
                 "status".clone_into(&mut target.subresource);
                 match api.update(&target, value, &options) {
                     // Somebody else was faster, and changed something else.
                     Err(error) if error.is_conflict() => {}
-                    result => return result.map(drop),
+                    Err(error) => return Err(error),
+                    Ok(_) => break,
                 }
             }
         }
-        Action::Event { .. } => record(api, action),
+        Action::Event { about, warning, reason, message } => {
+            record(api, about, *warning, reason, message)?;
+        }
     }
+    Ok(None)
 }
 
 /// Records an event. One that says the same as one before is counted there.
-fn record(api: &Api, action: &Action) -> Result<(), ApiError> {
-    let Action::Event { about, warning, reason, message } = action else { return Ok(()) };
+fn record(api: &Api, about: &Value, warning: bool, reason: &str, message: &str) -> Result<(), ApiError> {
     let key = key_of(about);
     let kind = about["kind"].as_str().unwrap_or_default();
     let component = match kind {
@@ -496,7 +512,7 @@ fn record(api: &Api, action: &Action) -> Result<(), ApiError> {
         "involvedObject": { "apiVersion": about["apiVersion"], "kind": kind, "namespace": key.namespace,
             "name": key.name, "uid": about["metadata"]["uid"],
             "resourceVersion": about["metadata"]["resourceVersion"] },
-        "type": if *warning { "Warning" } else { "Normal" }, "reason": reason, "message": message,
+        "type": if warning { "Warning" } else { "Normal" }, "reason": reason, "message": message,
         "count": 1, "firstTimestamp": time, "lastTimestamp": time,
         "source": { "component": component }, "reportingComponent": component, "reportingInstance": "",
     });

@@ -227,7 +227,7 @@ pub(super) mod tests {
     use super::*;
 
     /// A running pod of an owner.
-    pub fn pod_of(owner: &Value, name: &str, ready: bool) -> Arc<Value> {
+    pub(in crate::controllers) fn pod_of(owner: &Value, name: &str, ready: bool) -> Arc<Value> {
         let mut pod = from_template(owner);
         pod["metadata"]["name"] = json!(name);
         pod["metadata"]["uid"] = json!(format!("uid-{name}"));
