@@ -45,7 +45,7 @@ use crate::base;
 use crate::checkpoint::{Checkpoints, NodeCheckpoint};
 use crate::cni_conf::CniConf;
 use crate::controllers::{self, LocalNode, Output, Sources};
-use crate::delete_queue::{DeleteQueue, Deletion, Holder};
+use crate::delete_queue::{DeleteQueue, Deletion, Holder, QueueLock};
 use crate::endpoint::{
     DeviceError, Devices, Endpoints, HOST_ENDPOINT_ID, LabelRules, MapProgress, Parts,
 };
@@ -80,13 +80,17 @@ const SHUTDOWN_DEADLINE: Duration = Duration::from_secs(5);
 /// either way.
 pub async fn run(loaded: Loaded, name: NodeName) -> anyhow::Result<()> {
     let Loaded { config, set, .. } = loaded;
+    // 1 Requirements, locks.
     let mut signals = Signals::new()?;
     let _lock = prepare_machine(&config)?;
     let jobs = Group::new();
 
+    // 2 Tables, watches.
     let client = k8s::client(config.k8s_kubeconfig_path.as_deref()).await?;
     let (ready, maps_written) = Ready::after("the datapath's maps");
     let intent = watch_kubernetes(&jobs, &client, &name, &ready);
+
+    // 3 Who are we.
     let checkpoints = Checkpoints::below(&config.state_dir);
     let own = k8s::node::OwnNode::new(client.clone(), name.clone());
     let netlink = Arc::new(Netlink::new()?);
@@ -97,9 +101,12 @@ pub async fn run(loaded: Loaded, name: NodeName) -> anyhow::Result<()> {
         result = ended(&jobs, &mut signals) => return result,
     };
 
+    // 4 Base.
     let Base { node, datapath } = tokio::task::block_in_place(|| {
         prepare_base(&config, name, discovered, &netlink, &checkpoints)
     })?;
+
+    // 5 Controllers, reconcilers.
     let (endpoint_table, endpoint_writer) = Table::new("endpoints");
     let restored_all = endpoint_writer.initializer("restore");
     let sources = Sources {
@@ -124,6 +131,7 @@ pub async fn run(loaded: Loaded, name: NodeName) -> anyhow::Result<()> {
         rules: LabelRules { cluster: config.cluster_name.clone(), filter: config.labels.clone() },
     }));
 
+    // 6 Restore.
     let restored = tokio::task::block_in_place(|| endpoints.restore())?;
     tracing::info!(
         adopted = restored.adopted.len(),
@@ -131,13 +139,9 @@ pub async fn run(loaded: Loaded, name: NodeName) -> anyhow::Result<()> {
         "Restored endpoints"
     );
     restored_all.done();
-    let queue = DeleteQueue::beside(&config.socket_path);
-    let queue_lock = queue.lock(Holder::Agent, QUEUE_PATIENCE)?;
-    for (path, deletion) in queue.entries(&queue_lock)? {
-        catch_up(&endpoints, &deletion).await;
-        std::fs::remove_file(&path).with_context(|| format!("remove {}", path.display()))?;
-    }
+    let queue_lock = catch_up_with_queue(&config, &endpoints).await?;
 
+    // 7 REST API.
     let agent = Arc::new(Agent {
         prober: health::prober(&config, &node, &intent.nodes),
         config,
@@ -158,6 +162,7 @@ pub async fn run(loaded: Loaded, name: NodeName) -> anyhow::Result<()> {
     rest::spawn(&jobs, socket, &agent);
     drop(queue_lock);
 
+    // What goes on from here, and 8 ready.
     publish_endpoints(&jobs, &client, &node, &endpoints, &intent.pods, &intent.cluster);
     look_after_endpoints(&jobs, &endpoints, restored.adopted, &intent.pods);
     jobs.spawn("relabel", {
@@ -564,6 +569,18 @@ fn look_after_endpoints(
         all.expire_reservations(Instant::now());
         std::future::ready(Ok::<(), String>(()))
     });
+}
+
+/// Carries out what plugins left for us while no agent was there. No plugin adds to it as long as
+/// the lock is held.
+async fn catch_up_with_queue(config: &Config, endpoints: &Endpoints) -> anyhow::Result<QueueLock> {
+    let queue = DeleteQueue::beside(&config.socket_path);
+    let lock = queue.lock(Holder::Agent, QUEUE_PATIENCE)?;
+    for (path, deletion) in queue.entries(&lock)? {
+        catch_up(endpoints, &deletion).await;
+        std::fs::remove_file(&path).with_context(|| format!("remove {}", path.display()))?;
+    }
+    Ok(lock)
 }
 
 /// Carries out a deletion that a plugin left for us.
