@@ -19,7 +19,7 @@ use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
-use nix::sys::signal::Signal;
+use nix::sys::signal::{SigSet, SigmaskHow, Signal};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -160,7 +160,7 @@ impl Process {
     }
 }
 
-/// A child forked but not yet wrapped for the runtime.
+/// A child started but not yet wrapped for the runtime.
 #[derive(Debug)]
 pub struct Spawned {
     /// The process id.
@@ -201,18 +201,8 @@ impl Command<'_> {
         args.exit_signal = libc::SIGCHLD as u64;
         args.cgroup = self.cgroup.map_or(0, |fd| fd.as_raw_fd() as u64);
 
-        // SAFETY: without CLONE_VM the child has a copy of this address space and stack, as after
-        // fork. It runs only `Image::exec`, which makes system calls on memory prepared above and
-        // neither allocates nor takes locks, and never returns.
-        let pid = unsafe {
-            libc::syscall(libc::SYS_clone3, &raw const args, size_of::<libc::clone_args>())
-        };
-        if pid == 0 {
-            image.exec(writer.as_raw_fd());
-        }
-        if pid < 0 {
-            return Err(SpawnError::Step { step: "clone3", source: io::Error::last_os_error() });
-        }
+        let pid = vfork(&mut args, &image, writer.as_raw_fd())
+            .map_err(|source| SpawnError::Step { step: "clone3", source })?;
         // SAFETY: the kernel has just made this descriptor for us, nobody else owns it.
         let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
         drop(writer);
@@ -225,11 +215,53 @@ impl Command<'_> {
             let step = STEPS.get(usize::from(*step)).copied().unwrap_or("start");
             return Err(SpawnError::Step { step, source: io::Error::from_raw_os_error(errno) });
         }
-        Ok(Spawned { pid: pid as i32, pidfd })
+        Ok(Spawned { pid, pidfd })
     }
 }
 
 const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+
+/// `clone3` in the manner of vfork: the child runs on our memory and stack while we wait for it to
+/// execute its program. Copying our page tables would take longer than all the rest of a start.
+#[inline(never)]
+fn vfork(args: &mut libc::clone_args, image: &Image, report: i32) -> io::Result<i32> {
+    args.flags |= (libc::CLONE_VM | libc::CLONE_VFORK) as u64;
+    // A handler of ours must not run in the child, on memory that it shares with us.
+    let signals = SigSet::all().thread_swap_mask(SigmaskHow::SIG_SETMASK)?;
+    let args: *const libc::clone_args = args;
+    let mut pid: i64;
+    // SAFETY: `args` and what it points to live until the call returns in the parent. The child
+    // returns from the same instruction with the same stack pointer, and goes on downwards from it
+    // in `Image::exec`, which never returns: the frame of this function is as it was when the
+    // parent continues, and the child changes nothing else but `errno`. `Image::exec` makes system
+    // calls on memory prepared before, and neither allocates nor takes locks.
+    unsafe {
+        #[cfg(target_arch = "x86_64")]
+        std::arch::asm!(
+            "syscall",
+            inlateout("rax") libc::SYS_clone3 => pid,
+            in("rdi") args,
+            in("rsi") size_of::<libc::clone_args>(),
+            lateout("rcx") _,
+            lateout("r11") _,
+        );
+        #[cfg(target_arch = "aarch64")]
+        std::arch::asm!(
+            "svc 0",
+            in("x8") libc::SYS_clone3,
+            inlateout("x0") args => pid,
+            in("x1") size_of::<libc::clone_args>(),
+        );
+    }
+    if pid == 0 {
+        image.exec(report);
+    }
+    signals.thread_set_mask()?;
+    match i32::try_from(pid) {
+        Ok(pid) if pid > 0 => Ok(pid),
+        _ => Err(io::Error::from_raw_os_error(-pid as i32)),
+    }
+}
 
 const STEPS: [&str; 8] = [
     "enter the network namespace",
