@@ -8,6 +8,8 @@ use api::rest::EndpointRef;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use model::IdentityId;
 
+use crate::connectivity::args::Connectivity;
+
 /// Networking for Kubernetes pods on eBPF: look at agents and datapath, and run a lab.
 #[derive(Debug, Parser)]
 #[command(name = "cilium", version, propagate_version = true)]
@@ -41,6 +43,12 @@ pub(crate) enum Command {
     /// Look at the maps as the agent sees them
     #[command(subcommand, alias = "maps")]
     Map(Map),
+    /// See whether the nodes of the cluster reach each other
+    #[command(subcommand)]
+    Health(Health),
+    /// Look whether the network does what it should
+    #[command(subcommand)]
+    Connectivity(Connectivity),
     /// Watch what the datapath does with packets
     Monitor(Monitor),
     /// Print the versions of this program and of the agents
@@ -53,6 +61,33 @@ pub(crate) enum Command {
         /// The shell
         shell: clap_complete::Shell,
     },
+}
+
+/// Whether the nodes of the cluster reach each other, over the network of nodes and that of pods.
+#[derive(Debug, Parser)]
+#[command(name = "cilium-health", version, propagate_version = true)]
+pub(crate) struct HealthCli {
+    #[command(subcommand)]
+    pub(crate) command: Health,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Health {
+    /// Show which nodes and health endpoints the node reaches
+    Status {
+        /// Probe now, instead of showing what the last round found
+        #[arg(long)]
+        probe: bool,
+        /// Also the further addresses of nodes
+        #[arg(short, long)]
+        verbose: bool,
+        #[command(flatten)]
+        ask: Ask,
+    },
+    /// Show how the node itself is
+    Get(Ask),
+    /// Check whether the health API answers
+    Ping(Ask),
 }
 
 /// Whom to ask, and how to print the answer.
@@ -281,7 +316,7 @@ impl EventType {
 }
 
 /// A duration as Go writes it: `90s`, `5m`, `1h30m`.
-fn duration(text: &str) -> Result<Duration, String> {
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     let wrong = || format!("{text:?} is not a duration; write 90s, 5m or 1h30m");
     let mut total = Duration::ZERO;
     let mut rest = text;
@@ -314,6 +349,7 @@ mod tests {
     #[test]
     fn commands_are_consistent() {
         Cli::command().debug_assert();
+        HealthCli::command().debug_assert();
     }
 
     #[test]

@@ -215,10 +215,13 @@ fn mac(bytes: [u8; 8]) -> flow::Mac {
 /// A counter that is not zero, over all CPUs.
 #[derive(Debug, PartialEq, Eq, Serialize)]
 pub(crate) struct Counter {
-    reason: String,
-    direction: &'static str,
-    packets: u64,
+    pub(crate) reason: String,
+    pub(crate) direction: &'static str,
+    pub(crate) packets: u64,
     bytes: u64,
+    /// Whether it counts packets that were dropped, not forwarded.
+    #[serde(skip)]
+    pub(crate) drop: bool,
 }
 
 pub(crate) fn metrics(node: &Node) -> Result<Vec<Counter>> {
@@ -248,6 +251,7 @@ fn count(slots: &[Vec<MetricsValue>]) -> Vec<Counter> {
             },
             packets,
             bytes,
+            drop: DropReason::from_number(reason).is_some(),
         });
     }
     counters.sort_by(|a, b| (&a.reason, a.direction).cmp(&(&b.reason, b.direction)));

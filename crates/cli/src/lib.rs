@@ -16,6 +16,8 @@
 
 mod args;
 mod bpf;
+mod connectivity;
+mod health;
 mod list;
 mod monitor;
 mod nodes;
@@ -27,7 +29,9 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser};
 
-use crate::args::{Bpf, Cli, Command, Endpoint, Identity, Ip, Ipam, Ipcache, List, Map, Node};
+use crate::args::{
+    Bpf, Cli, Command, Endpoint, HealthCli, Identity, Ip, Ipam, Ipcache, List, Map, Node,
+};
 use crate::output::{Outcome, Report};
 
 /// Runs the program `cilium`.
@@ -41,6 +45,15 @@ pub fn main() -> ExitCode {
         }
         command => run(command),
     };
+    exit(outcome)
+}
+
+/// Runs the program `cilium-health`.
+pub fn health_main() -> ExitCode {
+    exit(health::run(&HealthCli::parse().command))
+}
+
+fn exit(outcome: anyhow::Result<Outcome>) -> ExitCode {
     match outcome {
         Ok(Outcome::Complete) => ExitCode::SUCCESS,
         Ok(Outcome::Partial) => ExitCode::FAILURE,
@@ -91,6 +104,8 @@ fn run(command: Command) -> anyhow::Result<Outcome> {
         Command::Map(Map::Get { name, ask }) => {
             Report::new(&ask)?.each(|node| list::map(node, &name), list::render_map)
         }
+        Command::Health(command) => health::run(&command),
+        Command::Connectivity(command) => connectivity::run(&command),
         Command::Monitor(args) => monitor::run(&args),
         Command::Version(ask) => version::run(&ask),
         Command::Lab(_) | Command::Completion { .. } => Ok(Outcome::Complete),

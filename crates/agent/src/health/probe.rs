@@ -206,11 +206,13 @@ mod tests {
         });
         let found = found.collect();
         for (planned, node) in plan.clone().iter().zip(assemble(plan, found)) {
-            let ips = |target: &TargetHealth| target.paths().map(|path| path.ip).collect();
+            let ips = |target: &TargetHealth| -> Vec<IpAddr> {
+                target.paths().map(|path| path.ip).collect()
+            };
             assert_eq!(node.name, planned.name);
-            assert_eq!(planned.host, ips(&node.host) as Vec<IpAddr>);
+            assert_eq!(ips(&node.host), planned.host);
             let endpoint = node.health_endpoint.as_ref().map(ips).unwrap_or_default();
-            assert_eq!(planned.endpoint, endpoint as Vec<IpAddr>);
+            assert_eq!(endpoint, planned.endpoint);
         }
     }
 

@@ -164,9 +164,9 @@ options! {
     AGENT "cluster-health-port" cluster_health_port: u16 = "4240",
         "TCP port on which nodes and health endpoints answer probes.";
     AGENT "health-check-icmp-failure-threshold" health_check_icmp_failure_threshold: u32 = "3",
-        "Rounds without an ICMP answer after which an address counts as unreachable.";
+        "ICMP echo requests to an address in a round; it counts as unreachable when none is answered.";
     AGENT "connectivity-probe-frequency-ratio" connectivity_probe_frequency_ratio: Ratio = "0.5",
-        "How rarely nodes are probed: 0 every 10 s, 1 every 110 s, in a cluster of one or two nodes; more rarely in larger ones.";
+        "How rarely nodes are probed: from 0, every 10 s, to 1, every 110 s, times ln(1 + nodes).";
 
     AGENT "labels" labels: LabelFilter = "",
         "Which labels make identities: prefixes [!][source:]key, separated by blanks; one without ! makes a whitelist.";

@@ -1,0 +1,296 @@
+//! `cilium connectivity test`: pods of a test namespace talk to each other, to nodes and to the
+//! world outside, and whatever does not work is named.
+//!
+//! ```text
+//!   args ─► cluster: connect, choose nodes, deploy, wait ─► plan::World
+//!                                                               │ plan: Scenario::actions (pure)
+//!           report: text, JSON, JUnit ◄─ verdict ◄─ exec in pods, some at a time
+//! ```
+//!
+//! Everything goes through the API server, so any cluster will do that kubectl reaches; a lab is
+//! known by its nodes' container runtime, and only changes who "the world outside" is.
+
+pub(crate) mod args;
+mod cluster;
+mod plan;
+mod report;
+
+use std::collections::BTreeMap;
+use std::io::Write as _;
+use std::net::{IpAddr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use futures::StreamExt as _;
+
+use self::args::{Connectivity, Format, Test};
+use self::cluster::Cluster;
+use self::plan::{Action, Scenario, Selection, World};
+use self::report::{ActionResult, Report, ScenarioResult, TestResult, millis};
+use crate::args::Whom;
+use crate::bpf;
+use crate::nodes::Nodes;
+use crate::output::{self, Outcome, Style, Table};
+
+/// Commands that run in pods at the same time: none changes anything, so they do not disturb each
+/// other, but the machine may be small.
+const ACTIONS_IN_FLIGHT: usize = 8;
+/// What a command may take beyond the time that it gives itself.
+const EXEC_MARGIN: Duration = Duration::from_secs(10);
+/// The world outside of a cluster that is no lab, as Cilium has it.
+const INTERNET: [[u8; 4]; 2] = [[1, 1, 1, 1], [1, 0, 0, 1]];
+
+pub(crate) fn run(command: &Connectivity) -> Result<Outcome> {
+    let Connectivity::Test(test) = command;
+    let selection = Selection::new(&test.tests)?;
+    let scenarios: Vec<Scenario> =
+        Scenario::ALL.into_iter().filter(|scenario| selection.selects(*scenario)).collect();
+    if scenarios.is_empty() {
+        bail!("--test {:?} selects nothing; look with --list", test.tests.join(","));
+    }
+    if test.list {
+        output::print(&report::list(&scenarios))?;
+        return Ok(Outcome::Complete);
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?;
+    runtime.block_on(run_test(test, &scenarios))
+}
+
+async fn run_test(test: &Test, scenarios: &[Scenario]) -> Result<Outcome> {
+    let progress = Progress { to_stderr: test.output.is_some(), style: Style::of_stdout() };
+    let cluster = Cluster::connect(&test.cluster, &test.test_namespace).await?;
+    let nodes = cluster.nodes(&test.node_selector, test.single_node).await?;
+    let say = |line: String| progress.line(&line);
+    let deployed = cluster.deploy(&nodes, &test.images, &say, test.patience.wait_duration).await;
+    if deployed.is_err() {
+        progress.line(&cluster.describe().await);
+    }
+    deployed?;
+    let outside = outside(&test.world, nodes.lab);
+    let world = cluster.world(&nodes, &test.ip_families, outside).await?;
+    let drops = Drops::now(&cluster);
+    let began = Instant::now();
+    let run = Run { test, cluster: &cluster, world: &world, progress: &progress };
+    let tests = run.tests(scenarios).await;
+    let report = Report::new(&cluster.context, &cluster.namespace, began.elapsed(), tests);
+    if !report.success {
+        progress.line(&format!("\n{}{}", cluster.describe().await, drops.since()));
+    }
+    progress.text(&report.summary(progress.style));
+    match test.output {
+        Some(Format::Json) => output::print(&output::encode(&report, crate::args::Format::Json)?)?,
+        Some(Format::Junit) => output::print(&report.junit())?,
+        None => {}
+    }
+    Ok(if report.success { Outcome::Complete } else { Outcome::Partial })
+}
+
+/// The hosts outside: as told, else the lab's own, else Cilium's. A lab's packets must not leave
+/// the machine unless somebody says so.
+fn outside(world: &args::World, lab: bool) -> Vec<SocketAddr> {
+    if world.no_external {
+        return Vec::new();
+    }
+    let (v4, v6) = lab::spec::INTERNET;
+    let [first, second] = INTERNET.map(IpAddr::from);
+    let defaults = match lab {
+        true => [Some(v4.into()), None, Some(v6.into()), None],
+        false => [Some(first), Some(second), None, None],
+    };
+    let given = [
+        world.external_ip,
+        world.external_other_ip,
+        world.external_ipv6,
+        world.external_other_ipv6,
+    ];
+    let hosts = given.into_iter().zip(defaults).filter_map(|(given, default)| given.or(default));
+    hosts.map(|host| SocketAddr::new(host, world.external_port)).collect()
+}
+
+struct Run<'a> {
+    test: &'a Test,
+    cluster: &'a Cluster,
+    world: &'a World,
+    progress: &'a Progress,
+}
+
+impl Run<'_> {
+    async fn tests(&self, scenarios: &[Scenario]) -> Vec<TestResult> {
+        let mut by_test: Vec<(&str, Vec<Scenario>)> = Vec::new();
+        for scenario in scenarios {
+            match by_test.iter_mut().find(|(test, _)| *test == scenario.test()) {
+                Some((_, list)) => list.push(*scenario),
+                None => by_test.push((scenario.test(), vec![*scenario])),
+            }
+        }
+        let (namespace, total) = (&self.world.namespace, by_test.len());
+        self.progress.line(&format!("🏃[{namespace}] Running {total} tests ..."));
+        let mut results = Vec::new();
+        for (index, (name, scenarios)) in by_test.into_iter().enumerate() {
+            let number = index + 1;
+            self.progress
+                .line(&format!("[=] [{namespace}] Test [{name}] [{number}/{total}]"));
+            let mut result = TestResult { name: name.to_owned(), scenarios: Vec::new() };
+            for scenario in scenarios {
+                result.scenarios.push(self.scenario(scenario).await);
+            }
+            results.push(result);
+        }
+        results
+    }
+
+    async fn scenario(&self, scenario: Scenario) -> ScenarioResult {
+        let actions = scenario.actions(self.world);
+        let name = scenario.name().to_owned();
+        if actions.is_empty() {
+            let lack = scenario.lack();
+            self.progress.line(&format!("  [-] Scenario [{}] skipped: {lack}", scenario.full_name()));
+            return ScenarioResult { name, skipped: Some(lack.to_owned()), actions: Vec::new() };
+        }
+        self.progress.line(&format!("  [-] Scenario [{}]", scenario.full_name()));
+        let total = actions.len();
+        let mut running = futures::stream::iter(actions.iter().enumerate())
+            .map(|(index, action)| async move { (index, self.action(action).await) })
+            .buffer_unordered(ACTIONS_IN_FLIGHT);
+        let mut results = Vec::with_capacity(total);
+        self.progress.text("  ");
+        while let Some((index, result)) = running.next().await {
+            self.progress.text(if result.success { "." } else { "x" });
+            results.push((index, result));
+        }
+        self.progress.line("");
+        // As planned, not as they have ended.
+        results.sort_by_key(|(index, _)| *index);
+        let actions: Vec<ActionResult> = results.into_iter().map(|(_, result)| result).collect();
+        for action in actions.iter().filter(|action| !action.success) {
+            self.progress.text(&action.failure(self.progress.style));
+        }
+        ScenarioResult { name, skipped: None, actions }
+    }
+
+    async fn action(&self, action: &Action) -> ActionResult {
+        let argv = action.argv(&self.test.patience);
+        let limit = self.test.patience.request_timeout + EXEC_MARGIN;
+        let began = Instant::now();
+        let executed = self.cluster.exec(&action.pod, &argv, limit).await;
+        let error = action.verdict(&executed);
+        ActionResult {
+            name: action.name.clone(),
+            from: action.from.clone(),
+            to: action.to.clone(),
+            command: self.cluster.by_hand(&action.pod, &argv),
+            success: error.is_none(),
+            duration_ms: millis(began.elapsed()),
+            error,
+            stdout: executed.stdout,
+            stderr: executed.stderr,
+        }
+    }
+}
+
+/// Where the steps are told; a data format has standard output for itself.
+struct Progress {
+    to_stderr: bool,
+    style: Style,
+}
+
+impl Progress {
+    fn line(&self, text: &str) {
+        self.text(&format!("{text}\n"));
+    }
+
+    /// Nobody may be listening any more; the exit code still counts.
+    fn text(&self, text: &str) {
+        if self.to_stderr {
+            let _ = std::io::stderr().write_all(text.as_bytes());
+        } else {
+            let _ = output::print(text);
+        }
+    }
+}
+
+/// The datapath's counters of drops, node by node, where they are on this machine: in a lab.
+struct Drops {
+    nodes: Option<Nodes>,
+    before: Counters,
+}
+
+/// Packets by node, reason and direction.
+type Counters = BTreeMap<(String, String, &'static str), u64>;
+
+impl Drops {
+    fn now(cluster: &Cluster) -> Self {
+        let whom = cluster.lab_name().map(|lab| Whom { lab: Some(lab), ..Whom::default() });
+        let nodes = whom.and_then(|whom| Nodes::select(&whom).ok());
+        let before = nodes.as_ref().map(drops).unwrap_or_default();
+        Self { nodes, before }
+    }
+
+    /// What was dropped meanwhile, as text.
+    fn since(&self) -> String {
+        let Some(nodes) = &self.nodes else { return String::new() };
+        let mut table = Table::new(&["NODE", "REASON", "DIRECTION", "PACKETS"]);
+        let mut some = false;
+        for (key, packets) in drops(nodes) {
+            let more = packets.saturating_sub(self.before.get(&key).copied().unwrap_or(0));
+            if more > 0 {
+                let (node, reason, direction) = key;
+                table.row(vec![node, reason, direction.to_owned(), more.to_string()]);
+                some = true;
+            }
+        }
+        match some {
+            true => format!("Dropped during the test:\n{table}\n"),
+            false => "Dropped during the test: nothing\n\n".to_owned(),
+        }
+    }
+}
+
+/// A node whose maps cannot be read has none.
+fn drops(nodes: &Nodes) -> Counters {
+    let mut counters = Counters::new();
+    for node in &nodes.all {
+        for counter in bpf::metrics(node).unwrap_or_default() {
+            if counter.drop {
+                let key = (node.label(), counter.reason, counter.direction);
+                counters.insert(key, counter.packets);
+            }
+        }
+    }
+    counters
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_world_outside_of_a_lab_is_the_lab_s() {
+        let given = |list: [Option<&str>; 4], no_external| {
+            let [external_ip, external_other_ip, external_ipv6, external_other_ipv6] =
+                list.map(|address| address.map(|address| address.parse().unwrap()));
+            args::World {
+                external_ip,
+                external_other_ip,
+                external_ipv6,
+                external_other_ipv6,
+                external_port: 80,
+                no_external,
+            }
+        };
+        let check = |list, no_external, lab, expected: &[&str]| {
+            let hosts = outside(&given(list, no_external), lab);
+            let hosts: Vec<String> = hosts.iter().map(SocketAddr::to_string).collect();
+            assert_eq!(hosts, expected);
+        };
+        check([None; 4], false, true, &["203.0.113.10:80", "[2001:db8:ff::10]:80"]);
+        check([None; 4], false, false, &["1.1.1.1:80", "1.0.0.1:80"]);
+        check([None; 4], true, false, &[]);
+        let own = [Some("192.0.2.1"), Some("192.0.2.2"), Some("2001:db8::1"), None];
+        check(own, false, false, &["192.0.2.1:80", "192.0.2.2:80", "[2001:db8::1]:80"]);
+        check([None, None, Some("2001:db8::1"), None], true, true, &[]);
+    }
+}
