@@ -282,12 +282,13 @@ mod tests {
     #[test]
     fn a_failure_says_how_to_repeat_it() {
         expect![[r"
+            failed:
               ❌ no-policies/pod-to-pod/curl-ipv4-1: cilium-test-1/client (10.0.0.1) -> cilium-test-1/echo-same-node (10.0.0.8:8080)
                  exit code 28
                  curl: (28) <late>
                  again: kubectl -n cilium-test-1 exec client -c main -- curl
         "]]
-        .assert_eq(&action(1, Some("exit code 28")).failure(Style::PLAIN));
+        .assert_eq(&format!("failed:\n{}", action(1, Some("exit code 28")).failure(Style::PLAIN)));
     }
 
     #[test]
@@ -309,9 +310,9 @@ mod tests {
     #[test]
     fn listing() {
         expect![[r"
-            TEST                       WHAT IT DOES
-            no-policies/pod-to-pod     HTTP from every client to every echo pod, which sees the client's address
-            no-policies/host-to-pod    HTTP from every node to every echo pod
+            TEST                      WHAT IT DOES
+            no-policies/pod-to-pod    HTTP from every client to every echo pod, which sees the client's address
+            no-policies/host-to-pod   HTTP from every node to every echo pod
         "]]
         .assert_eq(&list(&[Scenario::PodToPod, Scenario::HostToPod]));
     }
