@@ -219,7 +219,12 @@ fn advertise(api: &Api, addresses: &[SocketAddr]) -> anyhow::Result<()> {
     apply(
         "endpoints",
         "kubernetes",
-        serde_json::json!({ "subsets": [{ "addresses": primary, "ports": [https] }] }),
+        serde_json::json!({
+            // Its slices are written below.
+            "metadata": { "name": "kubernetes", "namespace": "default",
+                "labels": { "endpointslice.kubernetes.io/skip-mirror": "true" } },
+            "subsets": [{ "addresses": primary, "ports": [https] }],
+        }),
     )?;
     for (name, family, v4) in [("kubernetes", "IPv4", true), ("kubernetes-ipv6", "IPv6", false)] {
         let endpoints: Vec<_> = of_family(v4)

@@ -101,6 +101,7 @@ pub(super) fn prepare_create(resource: &Resource, value: &mut Value) {
             value["status"] =
                 json!({ "phase": "Pending", "qosClass": pod::qos_class(&value["spec"]) });
         }
+        "services" => value["status"] = json!({ "loadBalancer": {} }),
         // Kubelets register their node with its status.
         "nodes" => {}
         _ if resource.has_status => {

@@ -479,8 +479,17 @@ fn service_cells(service: &Value) -> Vec<Value> {
         })
         .collect();
     let or_none = |text: String| if text.is_empty() { json!("<none>") } else { json!(text) };
-    let external: Vec<&str> =
-        spec["externalIPs"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+    let ingress = service["status"]["loadBalancer"]["ingress"].as_array().into_iter().flatten();
+    let ingress = ingress.filter_map(|one| one["ip"].as_str().or(one["hostname"].as_str()));
+    let own = spec["externalIPs"].as_array().into_iter().flatten().filter_map(Value::as_str);
+    let mut external: Vec<&str> = ingress.chain(own).collect();
+    if external.is_empty() {
+        external.extend(match spec["type"].as_str() {
+            Some("LoadBalancer") => Some("<pending>"),
+            Some("ExternalName") => spec["externalName"].as_str(),
+            _ => None,
+        });
+    }
     vec![
         service["metadata"]["name"].clone(),
         json!(spec["type"].as_str().unwrap_or("ClusterIP")),

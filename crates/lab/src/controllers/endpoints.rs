@@ -1,4 +1,6 @@
 //! EndpointSlices and Endpoints: which pods are behind a Service, and how they are.
+//!
+//! A Service without a selector gets slices from the Endpoints that somebody has written for it.
 
 use std::collections::{BTreeMap, HashSet};
 use std::net::IpAddr;
@@ -15,6 +17,8 @@ const OURS: &str = "endpointslice-controller.k8s.io";
 const ENDPOINTS_MANAGED_BY: &str = "endpoints.kubernetes.io/managed-by";
 const ENDPOINTS_OURS: &str = "endpoint-controller";
 const HEADLESS: &str = "service.kubernetes.io/headless";
+const MIRRORED: &str = "endpointslicemirroring-controller.k8s.io";
+const SKIP_MIRROR: &str = "endpointslice.kubernetes.io/skip-mirror";
 /// Most endpoints of a slice.
 const SLICE_LEN_MAX: usize = 100;
 /// Most addresses of an Endpoints object.
@@ -28,34 +32,106 @@ pub(super) fn plan(
 ) -> Plan {
     let mut plan = Plan::default();
     let spec = &service["spec"];
-    let selector = spec["selector"].as_object().filter(|terms| !terms.is_empty());
-    if is_deleting(service) || spec["type"] == "ExternalName" || selector.is_none() {
+    if is_deleting(service) || spec["type"] == "ExternalName" {
         return plan;
     }
+    let selector = spec["selector"].as_object().filter(|terms| !terms.is_empty());
+    let slices_by = |manager: &str| -> Vec<&Arc<Value>> {
+        let theirs = all_slices.iter().filter(|slice| {
+            let labels = &slice["metadata"]["labels"];
+            labels[SERVICE_NAME] == service["metadata"]["name"] && labels[MANAGED_BY] == manager
+        });
+        theirs.collect()
+    };
+    let families = spec["ipFamilies"].as_array().into_iter().flatten().filter_map(Value::as_str);
+    let families: Vec<&str> = families.collect();
+    // Those that the Service would not get now, since it has a selector or has lost it.
+    let other = if selector.is_some() { MIRRORED } else { OURS };
+    for slice in slices_by(other) {
+        plan.push(Action::Delete { resource: SLICES, object: slice.clone() });
+    }
+    let Some(selector) = selector else {
+        mirror(service, current, &slices_by(MIRRORED), &mut plan);
+        return plan;
+    };
     let selector = json!({ "matchLabels": selector });
     let selected = all_pods.iter().filter(|pod| {
         super::selects(&selector, &pod["metadata"]["labels"])
             && !["Succeeded", "Failed"].contains(&pods::phase(pod))
     });
     let selected: Vec<&Value> = selected.map(|pod| &**pod).collect();
-    let ours = |slice: &&Arc<Value>| {
-        let labels = &slice["metadata"]["labels"];
-        labels[SERVICE_NAME] == service["metadata"]["name"] && labels[MANAGED_BY] == OURS
-    };
-    let slices: Vec<Arc<Value>> = all_slices.iter().filter(ours).cloned().collect();
-    let families: Vec<&str> = spec["ipFamilies"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
-    for slice in &slices {
+    for slice in slices_by(OURS) {
         if !families.contains(&slice["addressType"].as_str().unwrap_or_default()) {
             plan.push(Action::Delete { resource: SLICES, object: slice.clone() });
         }
     }
     for family in &families {
-        let of_family = slices.iter().filter(|slice| slice["addressType"] == *family);
-        let of_family: Vec<&Arc<Value>> = of_family.collect();
-        plan_slices(service, family, &selected, &of_family, &mut plan);
+        // Pods that name a port differently have it at different numbers: slices of their own.
+        let mut groups = Groups::new();
+        for pod in &selected {
+            if let Some(endpoint) = endpoint(service, pod, family) {
+                let ports = ports(service, pod);
+                groups.entry(ports.to_string()).or_insert_with(|| (ports, Vec::new())).1.push(endpoint);
+            }
+        }
+        if groups.is_empty() {
+            // A Service without pods has one slice that says so.
+            groups.insert(String::new(), (json!([]), Vec::new()));
+        }
+        let mut slices = slices_by(OURS);
+        slices.retain(|slice| slice["addressType"] == *family);
+        let form = Form { service, owner: service, manager: OURS, family };
+        plan_slices(&form, groups, slices, &mut plan);
     }
     plan_endpoints(service, families.first().unwrap_or(&"IPv4"), &selected, current, &mut plan);
     plan
+}
+
+/// Endpoints by the ports that they have: under the ports' text, the ports and the endpoints.
+type Groups = BTreeMap<String, (Value, Vec<Value>)>;
+
+/// What the slices of a Service and family have in common.
+struct Form<'a> {
+    service: &'a Value,
+    owner: &'a Value,
+    manager: &'a str,
+    family: &'a str,
+}
+
+/// Slices that say what an Endpoints object of the Service's name says.
+fn mirror(service: &Value, endpoints: Option<&Arc<Value>>, slices: &[&Arc<Value>], plan: &mut Plan) {
+    let endpoints = endpoints.filter(|one| one["metadata"]["labels"][SKIP_MIRROR] != "true");
+    for family in ["IPv4", "IPv6"] {
+        let mut groups = Groups::new();
+        let subsets = endpoints.and_then(|one| one["subsets"].as_array()).into_iter().flatten();
+        for subset in subsets {
+            let mut ports = subset["ports"].as_array().cloned().unwrap_or_default();
+            for port in ports.iter_mut().filter_map(Value::as_object_mut) {
+                port.entry("name").or_insert_with(|| json!(""));
+                port.entry("protocol").or_insert_with(|| json!("TCP"));
+            }
+            let ports = json!(ports);
+            for (field, ready) in [("addresses", true), ("notReadyAddresses", false)] {
+                for address in subset[field].as_array().into_iter().flatten() {
+                    let Some(Ok(ip)) = address["ip"].as_str().map(str::parse::<IpAddr>) else { continue };
+                    if ip.is_ipv4() != (family == "IPv4") {
+                        continue;
+                    }
+                    let mut endpoint = json!({ "addresses": [address["ip"]], "conditions": { "ready": ready } });
+                    for name in ["hostname", "nodeName", "targetRef"] {
+                        if !address[name].is_null() {
+                            endpoint[name] = address[name].clone();
+                        }
+                    }
+                    let group = groups.entry(ports.to_string()).or_insert_with(|| (ports.clone(), Vec::new()));
+                    group.1.push(endpoint);
+                }
+            }
+        }
+        let of_family = slices.iter().filter(|slice| slice["addressType"] == family).copied().collect();
+        let owner = endpoints.map_or(service, |one| one);
+        plan_slices(&Form { service, owner, manager: MIRRORED, family }, groups, of_family, plan);
+    }
 }
 
 /// Whether the Endpoints object was made from a Service.
@@ -64,32 +140,14 @@ pub(super) fn is_ours(endpoints: &Value) -> bool {
 }
 
 /// Spreads the endpoints of one family over slices, changing as few of them as possible.
-fn plan_slices(
-    service: &Arc<Value>,
-    family: &str,
-    selected: &[&Value],
-    slices: &[&Arc<Value>],
-    plan: &mut Plan,
-) {
-    // Pods that name a port differently have it at different numbers: slices of their own.
-    let mut groups: BTreeMap<String, (Value, Vec<Value>)> = BTreeMap::new();
-    for pod in selected {
-        if let Some(endpoint) = endpoint(service, pod, family) {
-            let ports = ports(service, pod);
-            groups.entry(ports.to_string()).or_insert_with(|| (ports, Vec::new())).1.push(endpoint);
-        }
-    }
-    if groups.is_empty() {
-        // A Service without pods has one slice that says so.
-        groups.insert(String::new(), (json!([]), Vec::new()));
-    }
-    let mut unused: Vec<&Arc<Value>> = slices.to_vec();
+fn plan_slices(form: &Form<'_>, groups: Groups, mut unused: Vec<&Arc<Value>>, plan: &mut Plan) {
+    let none_yet = unused.is_empty();
     for (ports, mut missing) in groups.into_values() {
         let empty = missing.is_empty();
         let (mut here, others): (Vec<_>, Vec<_>) =
             unused.into_iter().partition(|slice| same_ports(&slice["ports"], &ports));
         unused = others;
-        if here.is_empty() && (empty || !slices.is_empty()) {
+        if here.is_empty() && (empty || !none_yet) {
             // Reuse keeps the name, and watchers see a change instead of a gap.
             let spare = unused.iter().position(|slice| len(slice) == 0 || empty);
             here.extend(spare.map(|index| unused.remove(index)));
@@ -97,7 +155,7 @@ fn plan_slices(
         let mut contents: Vec<(Option<&Arc<Value>>, Vec<Value>)> = Vec::new();
         for slice in here {
             let kept = slice["endpoints"].as_array().into_iter().flatten().filter_map(|old| {
-                let same = |new: &Value| new["targetRef"]["uid"] == old["targetRef"]["uid"];
+                let same = |new: &Value| identity(new) == identity(old);
                 missing.iter().position(same).map(|index| missing.remove(index))
             });
             contents.push((Some(slice), kept.collect()));
@@ -120,11 +178,11 @@ fn plan_slices(
                 Some(slice) if list.is_empty() && (!empty || kept_one) => {
                     plan.push(Action::Delete { resource: SLICES, object: slice.clone() });
                 }
-                Some(slice) => update_slice(service, slice, &ports, list, plan),
-                None => plan.push(Action::Create {
-                    resource: SLICES,
-                    object: new_slice(service, family, &ports, list),
-                }),
+                Some(slice) => update_slice(form, slice, &ports, list, plan),
+                None => {
+                    let object = new_slice(form, &ports, list);
+                    plan.push(Action::Create { resource: SLICES, object });
+                }
             }
             kept_one = true;
         }
@@ -132,6 +190,12 @@ fn plan_slices(
     for slice in unused {
         plan.push(Action::Delete { resource: SLICES, object: slice.clone() });
     }
+}
+
+/// By what an endpoint is found again.
+fn identity(endpoint: &Value) -> &Value {
+    let uid = &endpoint["targetRef"]["uid"];
+    if uid.is_null() { &endpoint["addresses"][0] } else { uid }
 }
 
 fn len(slice: &Value) -> usize {
@@ -155,25 +219,31 @@ fn labels(service: &Value, more: &[(&str, &str)]) -> Value {
     Value::Object(labels)
 }
 
-fn slice_labels(service: &Value) -> Value {
-    labels(service, &[(SERVICE_NAME, name(service)), (MANAGED_BY, OURS)])
+fn slice_labels(form: &Form<'_>) -> Value {
+    labels(form.service, &[(SERVICE_NAME, name(form.service)), (MANAGED_BY, form.manager)])
 }
 
-fn new_slice(service: &Value, family: &str, ports: &Value, endpoints: Vec<Value>) -> Value {
+fn new_slice(form: &Form<'_>, ports: &Value, endpoints: Vec<Value>) -> Value {
     json!({
         "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
         "metadata": {
-            "generateName": format!("{}-", name(service)),
-            "namespace": service["metadata"]["namespace"],
-            "labels": slice_labels(service),
-            "ownerReferences": [pods::owner_reference(service)],
+            "generateName": format!("{}-", name(form.service)),
+            "namespace": form.service["metadata"]["namespace"],
+            "labels": slice_labels(form),
+            "ownerReferences": [pods::owner_reference(form.owner)],
         },
-        "addressType": family, "endpoints": endpoints, "ports": ports,
+        "addressType": form.family, "endpoints": endpoints, "ports": ports,
     })
 }
 
-fn update_slice(service: &Value, slice: &Arc<Value>, ports: &Value, endpoints: Vec<Value>, plan: &mut Plan) {
-    let labels = slice_labels(service);
+fn update_slice(
+    form: &Form<'_>,
+    slice: &Arc<Value>,
+    ports: &Value,
+    endpoints: Vec<Value>,
+    plan: &mut Plan,
+) {
+    let labels = slice_labels(form);
     let endpoints = json!(endpoints);
     let before = slice["endpoints"].as_array().cloned().unwrap_or_default();
     let same = json!(before) == endpoints && same_ports(&slice["ports"], ports);

@@ -39,6 +39,9 @@ const MANAGER: &str = "kube-controller-manager";
 /// When something that could not be written is tried again.
 const RETRY: Duration = Duration::from_secs(1);
 
+/// Parsed objects that are kept; more are parsed again when they are needed.
+const PARSED_LEN_MAX: usize = 2_048;
+
 /// Resources by the names of their stores.
 pub(crate) const PODS: &str = "pods";
 const NODES: &str = "nodes";
@@ -291,6 +294,9 @@ impl Controllers {
             Some((version, value)) if *version == object.resource_version => value.clone(),
             _ => {
                 let value = Arc::new(object.value());
+                if self.parsed.len() >= PARSED_LEN_MAX {
+                    self.parsed.clear();
+                }
                 self.parsed.insert(object.uid.clone(), (object.resource_version, value.clone()));
                 value
             }

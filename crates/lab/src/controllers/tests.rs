@@ -295,6 +295,33 @@ fn a_service_follows_its_pods() {
 }
 
 #[test]
+fn endpoints_that_users_write_become_slices() {
+    let mut cluster = Cluster::new();
+    cluster.create(SERVICES, json!({ "metadata": { "name": "ext" }, "spec": { "ports": [{ "name": "p", "port": 80 }] } }));
+    cluster.create(ENDPOINTS, json!({ "metadata": { "name": "ext" }, "subsets": [{
+        "addresses": [{ "ip": "192.0.2.1" }, { "ip": "2001:db8::1" }], "notReadyAddresses": [{ "ip": "192.0.2.2" }],
+        "ports": [{ "name": "p", "port": 8080 }] }] }));
+    cluster.settle();
+    let slices = cluster.all(SLICES);
+    let of = |family: &str| slices.iter().find(|slice| slice["addressType"] == family).unwrap();
+    assert_eq!(of("IPv4")["endpoints"], json!([
+        { "addresses": ["192.0.2.1"], "conditions": { "ready": true } },
+        { "addresses": ["192.0.2.2"], "conditions": { "ready": false } }]));
+    assert_eq!(of("IPv6")["endpoints"].as_array().unwrap().len(), 1);
+    assert_eq!(of("IPv6")["ports"], json!([{ "name": "p", "port": 8080, "protocol": "TCP" }]));
+    cluster.merge(ENDPOINTS, "ext", json!({ "subsets": [{ "addresses": [{ "ip": "192.0.2.1" }], "ports": [{ "port": 9 }] }] }));
+    cluster.settle();
+    let slices = cluster.all(SLICES);
+    assert_eq!(slices.len(), 1, "{slices:#?}");
+    assert_eq!(slices[0]["ports"], json!([{ "name": "", "port": 9, "protocol": "TCP" }]));
+    // With a selector it is the pods that count.
+    cluster.merge(SERVICES, "ext", json!({ "spec": { "selector": { "a": "b" } } }));
+    cluster.settle();
+    let slices = cluster.all(SLICES);
+    assert_eq!((slices.len(), &slices[0]["endpoints"]), (1, &json!([])), "{slices:#?}");
+}
+
+#[test]
 fn stateful_pods_come_in_order_and_go_in_reverse() {
     let mut cluster = Cluster::new();
     cluster.create(STATEFUL_SETS, json!({ "metadata": { "name": "db" }, "spec": { "replicas": 3, "serviceName": "db",
