@@ -68,6 +68,9 @@ pub struct Up {
     /// Key of cilium-config and its value, such as routing-mode=native. Repeatable.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     settings: Vec<String>,
+    /// Do not run cluster DNS: pods ask the world outside for names.
+    #[arg(long)]
+    without_dns: bool,
     /// How long to wait for the pods, in seconds.
     #[arg(long, default_value_t = 120)]
     timeout: u64,
@@ -215,6 +218,7 @@ fn running(name: Option<&str>) -> Result<Paths> {
 
 fn up(args: &Up) -> Result<ExitCode> {
     let spec = Spec::new(&args.name, args.nodes, &args.settings)?;
+    let spec = Spec { dns: !args.without_dns, ..spec };
     let objects = read_manifests(&args.files)?;
     kernel::requirements::root()?;
     kernel::requirements::kernel()?;

@@ -65,6 +65,8 @@ impl Network {
         }
         let network = Self { hub, external, hub_links, external_links };
         network.plug("external", &network.external, &network.external_links, EXTERNAL)?;
+        // The router knows the way to pods, which talk to the API server.
+        default_routes(&network.hub_links)?;
         Ok(network)
     }
 
@@ -74,13 +76,7 @@ impl Network {
         let links = Netlink::in_netns(netns)?;
         set_up(&links, "lo")?;
         self.plug(&node.name(), netns, &links, (node.ipv4(), node.ipv6()))?;
-        for (any, gateway) in
-            [("0.0.0.0/0", IpAddr::V4(EXTERNAL.0)), ("::/0", IpAddr::V6(EXTERNAL.1))]
-        {
-            let route = Route { gateway: Some(gateway), ..Route::new(any.parse()?) };
-            links.replace_route(&route).context("set the node's default route")?;
-        }
-        Ok(())
+        default_routes(&links)
     }
 
     /// Connects a namespace to the bridge by a device `eth0`.
@@ -139,6 +135,16 @@ fn underlay((v4, v6): (Ipv4Addr, Ipv6Addr)) -> [IpNet; 2] {
     let (v4_len, v6_len) = UNDERLAY_PREFIX;
     let nets = [IpNet::new(v4.into(), v4_len), IpNet::new(v6.into(), v6_len)];
     nets.map(|net| net.expect("prefix lengths of the underlay are valid"))
+}
+
+/// Sends everything that is not on the underlay to the external router.
+fn default_routes(links: &Netlink) -> Result<()> {
+    for (any, gateway) in [("0.0.0.0/0", IpAddr::V4(EXTERNAL.0)), ("::/0", IpAddr::V6(EXTERNAL.1))]
+    {
+        let route = Route { gateway: Some(gateway), ..Route::new(any.parse()?) };
+        links.replace_route(&route).context("set the default route")?;
+    }
+    Ok(())
 }
 
 fn set_up(links: &Netlink, name: &str) -> Result<u32> {

@@ -173,12 +173,35 @@ fn enter_new(paths: &Paths, name: &str) -> Result<Inside> {
     mount(Some(&run), "/run", None::<&str>, MsFlags::MS_MOVE, None::<&str>)
         .context("move the node's file system to /run")?;
     fs::create_dir_all(NETNS_DIR)?;
+    bind_resolv_conf(&paths.resolv_conf())?;
 
     fs::write("/proc/sys/kernel/hostname", name).context("set the host name")?;
     let tid = nix::unistd::gettid();
     let file =
         |kind: &str| PathBuf::from(format!("/proc/{}/task/{tid}/ns/{kind}", std::process::id()));
     Ok(Inside { net: file("net"), mnt: file("mnt"), uts: file("uts") })
+}
+
+/// Lets programs of the node ask the lab's world for names, not the host's. A host without a
+/// `resolv.conf` stays without.
+fn bind_resolv_conf(source: &Path) -> Result<()> {
+    let target = Path::new("/etc/resolv.conf");
+    if let (false, Ok(link)) = (target.exists(), fs::read_link(target)) {
+        // It leads into the host's `/run`, which is not here: ours gets such a file.
+        let aim = Path::new("/etc").join(link);
+        let mut path = PathBuf::new();
+        for component in aim.components() {
+            match component {
+                std::path::Component::ParentDir => drop(path.pop()),
+                other => path.push(other),
+            }
+        }
+        if let (true, Some(dir)) = (path.starts_with("/run"), path.parent()) {
+            fs::create_dir_all(dir)?;
+            File::create(&path).with_context(|| format!("create {}", path.display()))?;
+        }
+    }
+    if target.exists() { bind(source, target) } else { Ok(()) }
 }
 
 /// Unmounts here what belongs to other nodes and labs: copies of their mounts would keep them

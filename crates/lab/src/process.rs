@@ -44,7 +44,7 @@ pub struct Command<'a> {
     pub mntns: Option<BorrowedFd<'a>>,
     /// UTS namespace to enter.
     pub utsns: Option<BorrowedFd<'a>>,
-    /// Give the process mounts and a host name of its own.
+    /// What the process has of its own.
     pub private: Option<Private>,
     /// Standard input; `/dev/null` when missing.
     pub stdin: Option<BorrowedFd<'a>>,
@@ -57,10 +57,13 @@ pub struct Command<'a> {
 }
 
 /// What a container has of its own beside the network.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Private {
-    /// Host name inside.
-    pub hostname: String,
+    /// Host name, and a `/sys` that shows the network namespace; `None` leaves the node's.
+    pub hostname: Option<String>,
+    /// Files that are seen in the place of others, source first. A target that does not exist is
+    /// left alone: it would have to be made for everybody.
+    pub files: Vec<(PathBuf, PathBuf)>,
 }
 
 /// Why a program did not start.
@@ -283,7 +286,9 @@ struct Image {
     netns: Option<i32>,
     mntns: Option<i32>,
     utsns: Option<i32>,
+    private: bool,
     hostname: Option<CString>,
+    files: Vec<(CString, CString)>,
     stdio: [Option<i32>; 3],
     same_session: bool,
     /// Owns what `argv` and `envp` point to.
@@ -304,6 +309,9 @@ impl Image {
             strings.iter().map(|s| s.as_ptr()).chain([std::ptr::null()]).collect::<Vec<_>>()
         };
         let raw = |fd: Option<BorrowedFd<'_>>| fd.map(|fd| fd.as_raw_fd());
+        let hostname = command.private.as_ref().and_then(|private| private.hostname.as_ref());
+        let files = command.private.iter().flat_map(|private| &private.files);
+        let files = files.map(|(source, target)| Ok((c_string(source)?, c_string(target)?)));
         Ok(Self {
             program: c_string(path.as_os_str())?,
             argv: pointers(&argv),
@@ -312,10 +320,9 @@ impl Image {
             netns: raw(command.netns),
             mntns: raw(command.mntns),
             utsns: raw(command.utsns),
-            hostname: match &command.private {
-                Some(private) => Some(c_string(&private.hostname)?),
-                None => None,
-            },
+            private: command.private.is_some(),
+            hostname: hostname.map(c_string).transpose()?,
+            files: files.collect::<Result<_, _>>()?,
             stdio: [raw(command.stdin), raw(command.stdout), raw(command.stderr)],
             same_session: command.same_session,
             _strings: argv.into_iter().chain(envp).collect(),
@@ -357,9 +364,20 @@ impl Image {
             if self.utsns.is_some_and(|fd| libc::setns(fd, libc::CLONE_NEWUTS) != 0) {
                 return 2;
             }
-            if let Some(hostname) = &self.hostname {
-                if libc::unshare(libc::CLONE_NEWNS | libc::CLONE_NEWUTS) != 0 {
+            if self.private && libc::unshare(libc::CLONE_NEWNS) != 0 {
+                return 3;
+            }
+            for (source, target) in &self.files {
+                let (bind, none) = (libc::MS_BIND, std::ptr::null());
+                if libc::mount(source.as_ptr(), target.as_ptr(), none, bind, none.cast()) != 0
+                    && libc::access(target.as_ptr(), libc::F_OK) == 0
+                {
                     return 3;
+                }
+            }
+            if let Some(hostname) = &self.hostname {
+                if libc::unshare(libc::CLONE_NEWUTS) != 0 {
+                    return 4;
                 }
                 // A sysfs belongs to the network namespace it is mounted in.
                 let sysfs = c"sysfs".as_ptr();

@@ -7,6 +7,7 @@
 pub mod cni;
 pub mod container;
 pub mod environment;
+pub mod etc;
 pub mod pod;
 pub mod probe;
 pub mod status;
@@ -22,7 +23,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tracing::warn;
 
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, PODS};
 use crate::place::Place;
 use crate::spec::Paths;
 
@@ -50,6 +51,8 @@ pub struct Node {
     pub attachments: Shared<BTreeSet<String>>,
     /// Whether the network can take pods.
     pub ready: watch::Sender<bool>,
+    /// Whom pods ask for names: the cluster's name servers that are ready.
+    pub cluster_dns: watch::Receiver<Vec<IpAddr>>,
 }
 
 impl Node {
@@ -58,6 +61,37 @@ impl Node {
         let mut ready = self.ready.subscribe();
         if *ready.borrow() || ready.wait_for(|ready| *ready).await.is_err() {
             std::future::pending::<()>().await;
+        }
+    }
+}
+
+impl Node {
+    /// The files below `/etc` of a pod.
+    pub fn etc(&self, uid: &str) -> etc::Etc {
+        etc::Etc::at(self.paths.pod_etc(uid))
+    }
+
+    /// Tells pods that run whom to ask for names, whenever that changes.
+    pub async fn follow_cluster_dns(self: Arc<Self>) {
+        let mut servers = self.cluster_dns.clone();
+        while servers.changed().await.is_ok() {
+            let addresses = servers.borrow_and_update().clone();
+            let running: Vec<(String, Running)> =
+                self.running.lock().iter().map(|(uid, pod)| (uid.clone(), pod.clone())).collect();
+            for (uid, Running { namespace, name, .. }) in running {
+                let pod = self.cluster.find(PODS, &namespace, &name);
+                let Some(pod) = pod.and_then(|pod| serde_json::from_value::<Pod>(pod).ok()) else {
+                    continue;
+                };
+                // A successor of this name has files of its own.
+                let etc = self.etc(&uid);
+                if pod.metadata.uid.as_deref() != Some(&uid) || !etc.exists() {
+                    continue;
+                }
+                if let Err(error) = etc.write_resolv_conf(&pod, &addresses) {
+                    warn!(pod = name, "{error:#}");
+                }
+            }
         }
     }
 }

@@ -46,6 +46,11 @@ pub const INTERNET: (Ipv4Addr, Ipv6Addr) =
 /// Where the Internet host serves HTTP and UDP.
 pub const INTERNET_PORTS: (u16, u16) = (80, 81);
 
+/// The domain of the cluster's names.
+pub const CLUSTER_DOMAIN: &str = "cluster.local";
+/// The zone that the Internet host answers for.
+pub const INTERNET_ZONE: &str = "external.test";
+
 /// Most nodes of a lab: what the addresses allow.
 pub const NODES_MAX: u8 = 254;
 /// Longest lab name: names of namespaces and cgroups are made of it.
@@ -60,6 +65,9 @@ pub struct Spec {
     pub nodes: u8,
     /// Keys of `cilium-config` that differ from the lab's defaults.
     pub settings: BTreeMap<String, String>,
+    /// Whether cluster DNS runs.
+    #[serde(default)]
+    pub dns: bool,
 }
 
 /// Why a name or setting cannot be used.
@@ -100,7 +108,12 @@ impl Spec {
             }
             _ => Err(SpecError::Setting(setting.clone())),
         });
-        Ok(Self { name: name.to_owned(), nodes, settings: settings.collect::<Result<_, _>>()? })
+        Ok(Self {
+            name: name.to_owned(),
+            nodes,
+            settings: settings.collect::<Result<_, _>>()?,
+            dns: true,
+        })
     }
 
     /// The nodes of the lab, in order.
@@ -215,6 +228,11 @@ impl Paths {
         self.dir.join("kubeconfig-nodes")
     }
 
+    /// For pods: the API server on the hub's address of a family that they have.
+    pub fn kubeconfig_pods(&self) -> PathBuf {
+        self.dir.join("kubeconfig-pods")
+    }
+
     /// The ConfigMap as one file per key.
     pub fn config_dir(&self) -> PathBuf {
         self.dir.join("cilium-config")
@@ -233,6 +251,16 @@ impl Paths {
     /// The directory of a node.
     pub fn node(&self, node: &str) -> PathBuf {
         self.dir.join("nodes").join(node)
+    }
+
+    /// The files below `/etc` that a pod has of its own; at the same path inside nodes.
+    pub fn pod_etc(&self, uid: &str) -> PathBuf {
+        self.dir.join("pods").join(uid)
+    }
+
+    /// The nodes' `resolv.conf`; at the same path inside nodes.
+    pub fn resolv_conf(&self) -> PathBuf {
+        self.dir.join("resolv.conf")
     }
 
     /// The node's `/run`, seen from here.

@@ -34,8 +34,8 @@ use tracing::{info, warn};
 
 use crate::apiserver::{self, ApiServer};
 use crate::cluster::{Applied, CILIUM_NODES, CONFIG_MAPS, Cluster, KUBE_SYSTEM, PODS};
-use crate::controllers;
 use crate::control::{Answer, Located, NodeStatus, Request, Status};
+use crate::controllers;
 use crate::logs::Logs;
 use crate::network::Network;
 use crate::node;
@@ -44,10 +44,19 @@ use crate::process::{Command, PATH};
 use crate::program::keep_running;
 use crate::runner::{self, Node, PodChange, cni::Cni};
 use crate::scheduler;
-use crate::spec::{CGROUP, CNI_CONFLIST, HUB, INTERNET, INTERNET_PORTS, NodeSpec, Paths, Spec};
+use crate::spec::{
+    CGROUP, CNI_CONFLIST, HUB, INTERNET, INTERNET_PORTS, INTERNET_ZONE, NodeSpec, Paths, Spec,
+};
 
+/// Cluster DNS as a workload.
+const CLUSTER_DNS: &str = include_str!("dns.yaml");
+/// The label of name servers.
+const DNS_LABEL: (&str, &str) = ("k8s-app", "kube-dns");
 /// How long the nodes of a new lab may take to be ready.
 const READY_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// How long a new lab waits for cluster DNS.
+const DNS_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Runs a lab until it is killed. Standard output is read by `cilium lab up` until the lab is
 /// ready: lines of [`Answer`].
@@ -137,16 +146,21 @@ async fn supervise(spec: &Spec, launcher: &mut Launcher) -> Result<()> {
     let began = Instant::now();
     let cgroups = Cgroup::root()?.child(CGROUP)?.child(&spec.name)?;
     let network = Arc::new(Network::create(&paths)?);
-    let api_server = start_api_server(&paths, &network).await?;
+    let api_server = start_api_server(spec, &paths, &network).await?;
     let cluster = Cluster::new(api_server.api());
     seed(spec, &paths, &cluster)?;
+    fs::write(paths.resolv_conf(), runner::etc::node_resolv_conf())?;
     told(launcher, format!("API server {}", api_url(&paths)?))?;
 
     let operator = start_operator(&paths, &programs, &cgroups, &network, &mut tasks)?;
     start_internet(&paths, &programs, &cgroups, &network, &mut tasks)?;
+    let cluster_dns = watch::Sender::new(Vec::new());
     let mut nodes = Vec::new();
     for node_spec in spec.node_specs() {
-        let node = make_node(spec, node_spec, &paths, &programs, &cgroups, &network, &cluster)?;
+        let dns = cluster_dns.subscribe();
+        let node =
+            make_node(spec, node_spec, &paths, &programs, &cgroups, &network, &cluster, dns)?;
+        tasks.spawn(node.clone().follow_cluster_dns());
         nodes.push(start_node(node, node_spec, &paths, &programs, &mut tasks)?);
     }
     info!("namespaces and processes are there after {} ms", began.elapsed().as_millis());
@@ -157,6 +171,8 @@ async fn supervise(spec: &Spec, launcher: &mut Launcher) -> Result<()> {
     tasks.spawn(controllers::run(api_server.api(), CancellationToken::new()));
     let senders = nodes.iter().map(|n| (n.node.name.clone(), n.pods.clone())).collect();
     tasks.spawn(dispatch_pods(cluster.clone(), senders));
+    let dns_ready = cluster_dns.subscribe();
+    tasks.spawn(find_cluster_dns(cluster.clone(), cluster_dns));
     tasks.spawn(route_pods(cluster.clone(), network.clone()));
     tasks.spawn(materialise_config(cluster.clone(), paths.clone()));
 
@@ -164,6 +180,9 @@ async fn supervise(spec: &Spec, launcher: &mut Launcher) -> Result<()> {
     tasks.spawn(serve_control(lab.clone()));
 
     wait_ready(&lab, launcher).await?;
+    if spec.dns {
+        wait_dns(dns_ready, launcher).await?;
+    }
     launcher.tell(&Answer::Done(Value::Null));
     launcher.leave()?;
     // None of these ends by itself; one that does has panicked, which the log should say.
@@ -180,6 +199,21 @@ fn told(launcher: &mut Launcher, text: String) -> Result<()> {
         true => Ok(()),
         false => bail!("nobody waits for the lab any more"),
     }
+}
+
+/// Waits until names can be resolved. A lab is of use without: settings may keep its pods away.
+async fn wait_dns(
+    mut servers: watch::Receiver<Vec<IpAddr>>,
+    launcher: &mut Launcher,
+) -> Result<()> {
+    let ready = servers.wait_for(|servers| !servers.is_empty());
+    let text = match tokio::time::timeout(DNS_TIMEOUT, ready).await {
+        Ok(_) => "cluster DNS Ready",
+        Err(_) => {
+            "cluster DNS is not ready: `kubectl -n kube-system describe pods -l k8s-app=kube-dns` says more"
+        }
+    };
+    told(launcher, text.to_owned())
 }
 
 async fn wait_ready(lab: &Lab, launcher: &mut Launcher) -> Result<()> {
@@ -219,7 +253,7 @@ async fn wait_ready(lab: &Lab, launcher: &mut Launcher) -> Result<()> {
 // ---------------------------------------------------------------------------------------------
 // API server
 
-async fn start_api_server(paths: &Paths, network: &Network) -> Result<ApiServer> {
+async fn start_api_server(spec: &Spec, paths: &Paths, network: &Network) -> Result<ApiServer> {
     let local = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("listen on 127.0.0.1")?;
     // The same port in both namespaces is not needed, but easier to read.
     let port = local.local_addr()?.port();
@@ -250,6 +284,8 @@ async fn start_api_server(paths: &Paths, network: &Network) -> Result<ApiServer>
     };
     write(&paths.kubeconfig(), Ipv4Addr::LOCALHOST.into())?;
     write(&paths.kubeconfig_nodes(), HUB.0.into())?;
+    let v4 = spec.cilium_config().get("enable-ipv4").is_none_or(|on| on == "true");
+    write(&paths.kubeconfig_pods(), if v4 { HUB.0.into() } else { HUB.1.into() })?;
     Ok(server)
 }
 
@@ -269,7 +305,13 @@ fn seed(spec: &Spec, paths: &Paths, cluster: &Cluster) -> Result<()> {
         "metadata": {"name": "cilium-config", "namespace": KUBE_SYSTEM},
         "data": config,
     });
-    cluster.apply(CONFIG_MAPS, map)
+    cluster.apply(CONFIG_MAPS, map)?;
+    if !spec.dns {
+        return Ok(());
+    }
+    let manifest = CLUSTER_DNS.replace("NAME", paths.name());
+    let objects: Vec<Value> = serde_saphyr::from_multiple(&manifest).context("read dns.yaml")?;
+    objects.into_iter().try_for_each(|object| cluster.apply_manifest(object).map(drop))
 }
 
 /// Keeps the files of the ConfigMap as a kubelet does; agents read them when they start.
@@ -371,28 +413,33 @@ fn start_internet(
     tasks: &mut JoinSet<()>,
 ) -> Result<()> {
     let cgroup = cgroups.child("external")?;
-    let log = open_log(paths, "external")?;
     let (http, udp) = INTERNET_PORTS;
-    let args = format!(
-        "lab image agnhost netexec --http-port={http} --udp-port={udp} --udp-listen-addresses={},{}",
-        INTERNET.0, INTERNET.1
+    let (v4, v6) = INTERNET;
+    let web = format!(
+        "agnhost netexec --http-port={http} --udp-port={udp} --udp-listen-addresses={v4},{v6}"
     );
-    let argv = [programs.own.display().to_string()].into_iter();
-    let argv: Vec<String> = argv.chain(args.split(' ').map(str::to_owned)).collect();
-    let network = network.clone();
-    tasks.spawn(keep_running("external".to_owned(), watch::Sender::new(None), move || {
-        let cgroup = CgroupDir::fresh(&cgroup, "internet")?;
-        let command = Command {
-            argv: argv.clone(),
-            env: environment(&[]),
-            cgroup: Some(cgroup.as_fd()),
-            netns: Some(network.external.as_fd()),
-            stdout: Some(log.as_fd()),
-            stderr: Some(log.as_fd()),
-            ..Command::default()
-        };
-        Ok(command.spawn()?)
-    }));
+    let dns = format!(
+        "dns-authority --origin={INTERNET_ZONE} --hosts={v4},{v6} --listen={v4} --listen={v6}"
+    );
+    for (name, args) in [("external", web), ("external-dns", dns)] {
+        let own = programs.own.display().to_string();
+        let words = ["lab", "image"].into_iter().chain(args.split(' ')).map(str::to_owned);
+        let argv: Vec<String> = [own].into_iter().chain(words).collect();
+        let (log, cgroup, network) = (open_log(paths, name)?, cgroup.clone(), network.clone());
+        tasks.spawn(keep_running(name.to_owned(), watch::Sender::new(None), move || {
+            let cgroup = CgroupDir::fresh(&cgroup, name)?;
+            let command = Command {
+                argv: argv.clone(),
+                env: environment(&[]),
+                cgroup: Some(cgroup.as_fd()),
+                netns: Some(network.external.as_fd()),
+                stdout: Some(log.as_fd()),
+                stderr: Some(log.as_fd()),
+                ..Command::default()
+            };
+            Ok(command.spawn()?)
+        }));
+    }
     Ok(())
 }
 
@@ -407,6 +454,7 @@ fn make_node(
     cgroups: &Cgroup,
     network: &Network,
     cluster: &Cluster,
+    cluster_dns: watch::Receiver<Vec<IpAddr>>,
 ) -> Result<Arc<Node>> {
     let name = node_spec.name();
     let place = Arc::new(Place::create(paths, cgroups, &name)?);
@@ -432,6 +480,7 @@ fn make_node(
         running: Default::default(),
         attachments: Default::default(),
         ready: watch::Sender::new(false),
+        cluster_dns,
         place,
         name,
     }))
@@ -471,6 +520,39 @@ fn start_node(
     tasks.spawn(runner::run(node.clone(), inbox));
     tasks.spawn(node::report(node.clone(), node_spec, agent.clone()));
     Ok(LabNode { node, agent, pods })
+}
+
+/// Keeps the list of name servers: pods ask them directly, as nothing translates Services yet.
+async fn find_cluster_dns(cluster: Cluster, servers: watch::Sender<Vec<IpAddr>>) {
+    let mut watch = cluster.watch(PODS);
+    let mut ready: BTreeMap<String, Vec<IpAddr>> = BTreeMap::new();
+    loop {
+        let change = watch.next().await;
+        let (key, value) = DNS_LABEL;
+        let mut labels = change.object.labels.iter();
+        if change.namespace() != KUBE_SYSTEM || !labels.any(|(k, v)| (&**k, &**v) == (key, value)) {
+            continue;
+        }
+        let pod = change.object.value();
+        let status = &pod["status"];
+        let mut conditions = status["conditions"].as_array().into_iter().flatten();
+        let is_ready = conditions.any(|c| c["type"] == "Ready" && c["status"] == "True");
+        if change.gone || !is_ready || pod["metadata"]["deletionTimestamp"].is_string() {
+            ready.remove(change.name());
+        } else {
+            let ips = status["podIPs"].as_array().into_iter().flatten();
+            let ips = ips.filter_map(|ip| ip["ip"].as_str()?.parse().ok());
+            ready.insert(change.name().to_owned(), ips.collect());
+        }
+        // A resolver asks three at most: first one address of each server, then the others.
+        let firsts = ready.values().filter_map(|ips| ips.first());
+        let others = ready.values().flat_map(|ips| ips.iter().skip(1));
+        let found: Vec<IpAddr> = firsts.chain(others).copied().collect();
+        // The last server's address stays: pods without any would ask the world outside.
+        if !found.is_empty() {
+            servers.send_if_modified(|old| std::mem::replace(old, found.clone()) != found);
+        }
+    }
 }
 
 /// Hands every pod to the runner of its node.

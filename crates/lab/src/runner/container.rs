@@ -46,6 +46,8 @@ pub struct Sandbox {
     pub netns: Option<kernel::netns::Netns>,
     /// The pod's addresses.
     pub addresses: Vec<IpAddr>,
+    /// Files of the pod that are seen in the place of the node's, source first.
+    pub files: Vec<(std::path::PathBuf, std::path::PathBuf)>,
     /// The pod's cgroup.
     pub cgroup: kernel::cgroup::Cgroup,
     /// The lab's files.
@@ -210,8 +212,8 @@ fn start(job: &Job) -> Result<(Process, CgroupDir), StartError> {
     let (namespace, pod) = &sandbox.pod;
     let log = open_log(&sandbox.paths.log(&log_name(namespace, pod, &spec.name)))?;
     let netns = sandbox.netns.as_ref().unwrap_or(&sandbox.place.netns);
-    let hostname = environment::hostname(&job.pod);
-    let private = sandbox.netns.is_some().then_some(Private { hostname });
+    let hostname = sandbox.netns.is_some().then(|| environment::hostname(&job.pod));
+    let private = Some(Private { hostname, files: sandbox.files.clone() });
     let process = Command {
         argv,
         env,

@@ -254,6 +254,7 @@ impl Worker {
     }
 
     async fn tear_down(&self, network: Option<Network>) {
+        self.node.etc(&self.uid).remove();
         if let Some(network) = network {
             self.release(network).await;
         }
@@ -304,9 +305,14 @@ impl Worker {
             }
             None => None,
         };
+        let (etc, pod) = (self.node.etc(&self.uid), self.pod());
+        // From now on changes of the name servers reach the pod.
+        self.publish(&pod);
+        etc.write(&pod, &self.seen.addresses, &self.node.cluster_dns.borrow())?;
         Ok(Sandbox {
             place: self.node.place.clone(),
             netns,
+            files: etc.mounts(&pod),
             addresses: self.seen.addresses.clone(),
             cgroup,
             paths: self.node.paths.clone(),

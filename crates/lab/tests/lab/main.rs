@@ -5,6 +5,7 @@
 //! nodes, pods, events and the ends of all logs.
 
 mod connectivity;
+mod dns;
 mod faults;
 mod life;
 mod pods;

@@ -59,13 +59,19 @@ pub struct Lab {
 }
 
 impl Lab {
-    /// Starts a lab of this many nodes with these settings and these objects.
+    /// Starts a lab of this many nodes with these settings and these objects, which has nothing
+    /// else running in it.
     pub fn up(nodes: u32, settings: &[&str], objects: &[Value]) -> Self {
+        Self::up_with(&["--without-dns"], nodes, settings, objects)
+    }
+
+    /// Starts a lab with further flags.
+    pub fn up_with(flags: &[&str], nodes: u32, settings: &[&str], objects: &[Value]) -> Self {
         let number = LABS.fetch_add(1, Ordering::Relaxed);
         let mut lab =
             Self { name: format!("t{}-{number}", std::process::id()), took: Duration::ZERO };
         let mut command = lab.command("up");
-        command.args(["--nodes", &nodes.to_string()]);
+        command.args(["--nodes", &nodes.to_string()]).args(flags);
         for setting in settings {
             command.args(["--set", setting]);
         }
