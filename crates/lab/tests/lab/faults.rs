@@ -191,11 +191,11 @@ fn an_exhausted_pool_says_so_and_leaks_nothing() {
             lab.kubectl(&["get", "events", "--field-selector=reason=FailedCreatePodSandBox"]);
         events.contains("10.244.0.0/29")
     });
-    // Eight addresses without the network's, the broadcast and the router's.
-    lab.eventually("the pool is used up", SECONDS_30, || running() == 5);
+    // Eight addresses without the network's, the broadcast, the router's and the health endpoint's.
+    lab.eventually("the pool is used up", SECONDS_30, || running() == 4);
     let first = lab.pods().into_iter().find(|p| p["status"]["phase"] == "Running").unwrap();
     lab.delete(&[first]);
-    lab.eventually("a waiting pod gets the free address", SECONDS_30, || running() == 5);
+    lab.eventually("a waiting pod gets the free address", SECONDS_30, || running() == 4);
     lab.delete(&lab.pods());
     assert_nothing_left(&lab, &[(1, &before)]);
 }
