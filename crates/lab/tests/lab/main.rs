@@ -7,6 +7,7 @@
 mod connectivity;
 mod dns;
 mod faults;
+mod health;
 mod life;
 mod pods;
 mod world;
