@@ -86,7 +86,8 @@ struct Lab {
 
 impl Lab {
     fn start(name: &str) -> Self {
-        let home = std::env::temp_dir().join(format!("lab-workloads-{name}-{}", std::process::id()));
+        let home =
+            std::env::temp_dir().join(format!("lab-workloads-{name}-{}", std::process::id()));
         std::fs::create_dir_all(&home).expect("temporary directory");
         let runtime = tokio::runtime::Runtime::new().expect("runtime");
         let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("loopback");
@@ -224,7 +225,9 @@ fn status(pod: &Value, number: u32) -> Value {
     let ready = !once && !image.starts_with("broken");
     let now = lab::apiserver::now();
     let state = match once {
-        true => json!({ "terminated": { "exitCode": 0, "reason": "Completed", "finishedAt": now } }),
+        true => {
+            json!({ "terminated": { "exitCode": 0, "reason": "Completed", "finishedAt": now } })
+        }
         false => json!({ "running": { "startedAt": now } }),
     };
     json!({
@@ -255,31 +258,65 @@ fn deployments_roll() {
     k.check("rollout status deployment/web --timeout=20s", "", "successfully rolled out");
     k.check("wait deployment/web --for=condition=Available --timeout=20s", "", "condition met");
     k.check("apply -f -", DEPLOYMENT, "deployment.apps/web unchanged|service/web unchanged");
-    k.becomes("get deployment web -o jsonpath={.status.readyReplicas}/{.status.updatedReplicas}", "3/3");
+    k.becomes(
+        "get deployment web -o jsonpath={.status.readyReplicas}/{.status.updatedReplicas}",
+        "3/3",
+    );
     k.check("get events", "", "SuccessfulCreate|Created pod: web-");
     k.check("get deployments", "", "READY|UP-TO-DATE|3/3");
-    k.check("get deploy,rs,pods,svc -o wide", "", "CONTAINERS|nginx:1.25|pod-template-hash|NodePort");
-    k.check("get all", "", "deployment.apps/web|replicaset.apps/web-|pod/web-|service/web|service/kubernetes");
-    k.check("describe deployment web", "", "3 desired | 3 updated | 3 total | 3 available|NewReplicaSetAvailable|ScalingReplicaSet");
+    k.check(
+        "get deploy,rs,pods,svc -o wide",
+        "",
+        "CONTAINERS|nginx:1.25|pod-template-hash|NodePort",
+    );
+    k.check(
+        "get all",
+        "",
+        "deployment.apps/web|replicaset.apps/web-|pod/web-|service/web|service/kubernetes",
+    );
+    k.check(
+        "describe deployment web",
+        "",
+        "3 desired | 3 updated | 3 total | 3 available|NewReplicaSetAvailable|ScalingReplicaSet",
+    );
     k.check("describe rs -l app=web", "", "Controlled By:  Deployment/web");
     // Endpoints of both families, by the number behind the port's name.
     k.becomes("get endpointslices -l kubernetes.io/service-name=web -o jsonpath={.items[*].endpoints[*].conditions.ready}", "true true true true true true");
-    k.check("get endpointslices -l kubernetes.io/service-name=web", "", "IPv4|IPv6|8080|10.0.0.|fd00::");
+    k.check(
+        "get endpointslices -l kubernetes.io/service-name=web",
+        "",
+        "IPv4|IPv6|8080|10.0.0.|fd00::",
+    );
     k.check("get endpoints web", "", "10.0.0.|:8080");
     k.check("describe svc web", "", "IP Families:|IPv4,IPv6|NodePort:|http/TCP");
     k.check("scale deployment web --replicas=5", "", "deployment.apps/web scaled");
     k.check("rollout status deployment/web --timeout=20s", "", "successfully rolled out");
     k.becomes("get deployment web -o jsonpath={.status.availableReplicas}", "5");
-    k.refused("scale deployment web --current-replicas=1 --replicas=2", "", "Expected replicas to be 1, was 5");
-    k.check("get --raw /apis/apps/v1/namespaces/default/deployments/web/scale", "", "autoscaling/v1|\"replicas\":5|app=web");
+    k.refused(
+        "scale deployment web --current-replicas=1 --replicas=2",
+        "",
+        "Expected replicas to be 1, was 5",
+    );
+    k.check(
+        "get --raw /apis/apps/v1/namespaces/default/deployments/web/scale",
+        "",
+        "autoscaling/v1|\"replicas\":5|app=web",
+    );
     // A new form, and back.
     k.check("set image deployment/web web=nginx:1.26", "", "image updated");
     k.check("rollout status deployment/web --timeout=20s", "", "successfully rolled out");
-    k.becomes("get pods -l app=web -o jsonpath={.items[*].spec.containers[*].image}", &["nginx:1.26"; 5].join(" "));
+    k.becomes(
+        "get pods -l app=web -o jsonpath={.items[*].spec.containers[*].image}",
+        &["nginx:1.26"; 5].join(" "),
+    );
     k.check("rollout history deployment/web", "", "REVISION|1|2|first");
     k.check("rollout undo deployment/web", "", "rolled back");
     k.check("rollout status deployment/web --timeout=20s", "", "successfully rolled out");
-    k.check("get deployment web -o jsonpath={.spec.template.spec.containers[0].image}", "", "nginx:1.25");
+    k.check(
+        "get deployment web -o jsonpath={.spec.template.spec.containers[0].image}",
+        "",
+        "nginx:1.25",
+    );
     k.check("rollout history deployment/web", "", "2|3");
     k.check("rollout restart deployment/web", "", "restarted");
     k.check("rollout status deployment/web --timeout=20s", "", "successfully rolled out");
@@ -292,11 +329,17 @@ fn deployments_roll() {
     k.check("rollout pause deployment/web", "", "paused");
     k.check("rollout resume deployment/web", "", "resumed");
     k.check("delete deployment web --cascade=orphan", "", "deleted");
-    k.becomes("get pods -l app=web --no-headers -o custom-columns=S:.status.phase", &["Running"; 5].join("\n"));
+    k.becomes(
+        "get pods -l app=web --no-headers -o custom-columns=S:.status.phase",
+        &["Running"; 5].join("\n"),
+    );
     k.check("apply -f -", DEPLOYMENT, "deployment.apps/web created");
     k.check("rollout status deployment/web --timeout=20s", "", "successfully rolled out");
     k.check("delete -f -", DEPLOYMENT, "deleted");
-    k.becomes("get rs,pods,endpoints,endpointslices -l app=web", "No resources found in default namespace.");
+    k.becomes(
+        "get rs,pods,endpoints,endpointslices -l app=web",
+        "No resources found in default namespace.",
+    );
     k.becomes("get endpoints -o name", "endpoints/kubernetes");
 }
 
@@ -319,14 +362,24 @@ fn stateful_sets_keep_their_names() {
     k.becomes("get statefulset db -o jsonpath={.status.readyReplicas}", "3");
     k.check("set image statefulset/db db=postgres:17", "", "updated");
     k.check("rollout status statefulset/db --timeout=20s", "", "complete");
-    k.becomes("get pods -o jsonpath={.items[*].spec.containers[*].image}", "postgres:17 postgres:17 postgres:17");
+    k.becomes(
+        "get pods -o jsonpath={.items[*].spec.containers[*].image}",
+        "postgres:17 postgres:17 postgres:17",
+    );
     k.check("rollout history statefulset/db", "", "REVISION|1|2");
     k.check("rollout undo statefulset/db", "", "rolled back");
     k.check("rollout status statefulset/db --timeout=20s", "", "complete");
-    k.becomes("get pods -o jsonpath={.items[*].spec.containers[*].image}", "postgres:16 postgres:16 postgres:16");
+    k.becomes(
+        "get pods -o jsonpath={.items[*].spec.containers[*].image}",
+        "postgres:16 postgres:16 postgres:16",
+    );
     k.check("scale statefulset db --replicas=1", "", "scaled");
     k.becomes("get pods -o name", "pod/db-0");
-    k.refused("patch statefulset db -p '{\"spec\":{\"serviceName\":\"x\"}}'", "", "updates to statefulset spec for fields other than");
+    k.refused(
+        "patch statefulset db -p '{\"spec\":{\"serviceName\":\"x\"}}'",
+        "",
+        "updates to statefulset spec for fields other than",
+    );
     k.check("delete statefulset db", "", "deleted");
     k.becomes("get pods,controllerrevisions", "No resources found in default namespace.");
 }
@@ -339,7 +392,10 @@ fn daemon_sets_are_on_every_node() {
     let k = Lab::start("daemonsets");
     k.check("apply -f -", DAEMON_SET, "daemonset.apps/log created");
     k.check("rollout status daemonset/log --timeout=20s", "", "successfully rolled out");
-    k.becomes("get daemonset log -o jsonpath={.status.numberReady}/{.status.desiredNumberScheduled}", "2/2");
+    k.becomes(
+        "get daemonset log -o jsonpath={.status.numberReady}/{.status.desiredNumberScheduled}",
+        "2/2",
+    );
     k.check("get daemonsets", "", "DESIRED|UP-TO-DATE|NODE SELECTOR|<none>");
     k.check("set image daemonset/log log=fluent:2", "", "updated");
     k.check("rollout status daemonset/log --timeout=20s", "", "successfully rolled out");
@@ -369,12 +425,18 @@ fn jobs_come_to_an_end() {
     k.check("get pods -l job-name=sum", "", "Completed");
     k.check("apply -f -", JOB, "unchanged");
     k.refused("patch job sum -p '{\"spec\":{\"completions\":9}}'", "", "field is immutable");
-    let indexed = JOB.replace("name: sum}\n", "name: parts}\n").replace("completions: 3", "completions: 3\n  completionMode: Indexed\n  ttlSecondsAfterFinished: 2");
+    let indexed = JOB.replace("name: sum}\n", "name: parts}\n").replace(
+        "completions: 3",
+        "completions: 3\n  completionMode: Indexed\n  ttlSecondsAfterFinished: 2",
+    );
     k.check("apply -f -", &indexed, "created");
     k.check("wait job/parts --for=condition=Complete --timeout=20s", "", "condition met");
     k.check("get job parts -o jsonpath={.status.completedIndexes}", "", "0-2");
     k.becomes("get jobs -o name", "job.batch/sum");
-    let late = JOB.replace("name: sum}\n", "name: late}\n").replace("once:1", "slow:1").replace("completions: 3", "activeDeadlineSeconds: 1");
+    let late = JOB
+        .replace("name: sum}\n", "name: late}\n")
+        .replace("once:1", "slow:1")
+        .replace("completions: 3", "activeDeadlineSeconds: 1");
     k.check("apply -f -", &late, "created");
     k.check("wait job/late --for=condition=Failed --timeout=20s", "", "condition met");
     k.check("get job late -o jsonpath={.status.conditions[*].reason}", "", "DeadlineExceeded");
@@ -393,18 +455,42 @@ fn services_get_addresses() {
     k.check("get svc kubernetes", "", "ClusterIP|10.96.0.1|443/TCP");
     k.check("get endpointslices kubernetes", "", "IPv4|127.0.0.1");
     k.check("create service clusterip a --tcp=80:8080 --clusterip=10.96.0.10", "", "created");
-    k.refused("create service clusterip b --tcp=80:8080 --clusterip=10.96.0.10", "", "provided IP is already allocated");
-    k.refused("create service clusterip b --tcp=80:8080 --clusterip=192.0.2.1", "", "The range of valid IPs is 10.96.0.0/16");
+    k.refused(
+        "create service clusterip b --tcp=80:8080 --clusterip=10.96.0.10",
+        "",
+        "provided IP is already allocated",
+    );
+    k.refused(
+        "create service clusterip b --tcp=80:8080 --clusterip=192.0.2.1",
+        "",
+        "The range of valid IPs is 10.96.0.0/16",
+    );
     k.check("create service nodeport c --tcp=80 --node-port=30080", "", "created");
-    k.refused("create service nodeport d --tcp=80 --node-port=30080", "", "provided port is already allocated");
-    k.refused("create service nodeport d --tcp=80 --node-port=80", "", "The range of valid ports is 30000-32767");
-    k.refused("patch service a -p '{\"spec\":{\"clusterIP\":\"10.96.0.11\"}}'", "", "may not change once set");
+    k.refused(
+        "create service nodeport d --tcp=80 --node-port=30080",
+        "",
+        "provided port is already allocated",
+    );
+    k.refused(
+        "create service nodeport d --tcp=80 --node-port=80",
+        "",
+        "The range of valid ports is 30000-32767",
+    );
+    k.refused(
+        "patch service a -p '{\"spec\":{\"clusterIP\":\"10.96.0.11\"}}'",
+        "",
+        "may not change once set",
+    );
     k.check("delete service a", "", "deleted");
     k.check("create service clusterip b --tcp=80:8080 --clusterip=10.96.0.10", "", "created");
     k.check("create deployment web --image=nginx:1.25 --replicas=2 --port=80", "", "created");
     k.check("expose deployment web --port=80", "", "service/web exposed");
     k.becomes("get endpointslices -l kubernetes.io/service-name=web -o jsonpath={.items[*].endpoints[*].conditions.ready}", "true true");
-    k.refused("apply -f -", &DEPLOYMENT.replace("matchLabels: {app: web}", "matchLabels: {app: x}"), "`selector` does not match template `labels`");
+    k.refused(
+        "apply -f -",
+        &DEPLOYMENT.replace("matchLabels: {app: web}", "matchLabels: {app: x}"),
+        "`selector` does not match template `labels`",
+    );
 }
 
 /// Not through kubectl: how long the controllers themselves take for many pods.

@@ -38,7 +38,9 @@ pub(super) fn write(
         let old = view(&current);
         let new = change(&old)?;
         let version = &new["metadata"]["resourceVersion"];
-        if version.as_str().is_some_and(|v| !v.is_empty()) && *version != old["metadata"]["resourceVersion"] {
+        if version.as_str().is_some_and(|v| !v.is_empty())
+            && *version != old["metadata"]["resourceVersion"]
+        {
             return Err(target.stale());
         }
         let replicas = match &new["spec"]["replicas"] {

@@ -55,10 +55,8 @@ impl Allocations {
         });
         let Some(events) = events else {
             let (version, services) = store.list(&"services".into());
-            *self = Self {
-                cursor: Some(store.watch(&"services".into(), version)),
-                ..Self::default()
-            };
+            *self =
+                Self { cursor: Some(store.watch(&"services".into(), version)), ..Self::default() };
             services.values().for_each(|service| self.add(service));
             return;
         };
@@ -171,8 +169,9 @@ pub(super) fn default(service: &mut Value) {
     spec.entry("type").or_insert_with(|| json!("ClusterIP"));
     let affinity = spec.entry("sessionAffinity").or_insert_with(|| json!("None"));
     if affinity == "ClientIP" {
-        spec.entry("sessionAffinityConfig")
-            .or_insert_with(|| json!({ "clientIP": { "timeoutSeconds": AFFINITY_SECONDS_DEFAULT } }));
+        spec.entry("sessionAffinityConfig").or_insert_with(
+            || json!({ "clientIP": { "timeoutSeconds": AFFINITY_SECONDS_DEFAULT } }),
+        );
     }
     let kind = spec["type"].as_str().unwrap_or_default().to_owned();
     if kind != "ExternalName" {
@@ -207,11 +206,16 @@ fn normalise(service: &mut Value, old: Option<&Value>) {
         }
     }
     let old = old.map(|old| &old["spec"]);
-    let unchanged = |name: &str, new: Option<&Value>| old.is_some_and(|old| Some(&old[name]) == new);
+    let unchanged =
+        |name: &str, new: Option<&Value>| old.is_some_and(|old| Some(&old[name]) == new);
     match (spec.get("clusterIP").cloned(), spec.get("clusterIPs").cloned()) {
         (Some(one), None) => drop(spec.insert("clusterIPs".into(), json!([one]))),
-        (None, Some(list)) if old.is_none() => drop(spec.insert("clusterIP".into(), list[0].clone())),
-        (None, Some(list)) if unchanged("clusterIPs", Some(&list)) => drop(spec.remove("clusterIPs")),
+        (None, Some(list)) if old.is_none() => {
+            drop(spec.insert("clusterIP".into(), list[0].clone()))
+        }
+        (None, Some(list)) if unchanged("clusterIPs", Some(&list)) => {
+            drop(spec.remove("clusterIPs"))
+        }
         (Some(one), Some(list))
             if !unchanged("clusterIP", Some(&one)) && unchanged("clusterIPs", Some(&list)) =>
         {
@@ -230,7 +234,9 @@ pub(super) fn keep_allocated(new: &mut Value, old: &Value) {
             take(spec, &old["spec"], "clusterIP");
         }
         let same = spec.get("clusterIP") == Some(&old["spec"]["clusterIP"]);
-        if same && spec.get("clusterIPs").is_none_or(|list| list.as_array().is_some_and(Vec::is_empty)) {
+        if same
+            && spec.get("clusterIPs").is_none_or(|list| list.as_array().is_some_and(Vec::is_empty))
+        {
             take(spec, &old["spec"], "clusterIPs");
             if !spec.contains_key("ipFamilies") {
                 take(spec, &old["spec"], "ipFamilies");
@@ -241,7 +247,9 @@ pub(super) fn keep_allocated(new: &mut Value, old: &Value) {
         }
     }
     if needs_cluster_ip(old) && !needs_cluster_ip(new) {
-        for name in ["clusterIP", "clusterIPs", "ipFamilies", "ipFamilyPolicy", "internalTrafficPolicy"] {
+        for name in
+            ["clusterIP", "clusterIPs", "ipFamilies", "ipFamilyPolicy", "internalTrafficPolicy"]
+        {
             let spec = object_at(new, "spec");
             if spec.get(name) == old["spec"].get(name) {
                 spec.remove(name);
@@ -255,7 +263,12 @@ pub(super) fn keep_allocated(new: &mut Value, old: &Value) {
         let same = |one: &&Value| one["port"] == port["port"] && protocol(one) == protocol(port);
         let Some(known) = ports(old).iter().find(same) else { continue };
         let number = &known["nodePort"];
-        if before && after && port["nodePort"].is_null() && number.is_i64() && !used.contains(number) {
+        if before
+            && after
+            && port["nodePort"].is_null()
+            && number.is_i64()
+            && !used.contains(number)
+        {
             port["nodePort"] = number.clone();
             used.push(number.clone());
         }
@@ -263,7 +276,10 @@ pub(super) fn keep_allocated(new: &mut Value, old: &Value) {
             port.as_object_mut().map(|port| port.remove("nodePort"));
         }
     }
-    if before && !after && new["spec"]["externalTrafficPolicy"] == old["spec"]["externalTrafficPolicy"] {
+    if before
+        && !after
+        && new["spec"]["externalTrafficPolicy"] == old["spec"]["externalTrafficPolicy"]
+    {
         object_at(new, "spec").remove("externalTrafficPolicy");
     }
 }
@@ -284,7 +300,12 @@ pub(super) fn validate(service: &Value, errors: &mut Vec<FieldError>) {
             errors.push(FieldError::not_supported(field, value.clone(), choices));
         }
     };
-    supported("spec.type", &spec["type"], &["ClusterIP", "ExternalName", "LoadBalancer", "NodePort"], errors);
+    supported(
+        "spec.type",
+        &spec["type"],
+        &["ClusterIP", "ExternalName", "LoadBalancer", "NodePort"],
+        errors,
+    );
     supported("spec.sessionAffinity", &spec["sessionAffinity"], &["ClientIP", "None"], errors);
     let traffic = ["Cluster", "Local"];
     supported("spec.internalTrafficPolicy", &spec["internalTrafficPolicy"], &traffic, errors);
@@ -331,11 +352,19 @@ fn validate_ports(service: &Value, errors: &mut Vec<FieldError>) {
             errors.push(FieldError::invalid(field("port"), port["port"].clone(), out_of_range));
         }
         if port["targetPort"].as_i64().is_some_and(|number| !port_range.contains(&number)) {
-            errors.push(FieldError::invalid(field("targetPort"), port["targetPort"].clone(), out_of_range));
+            errors.push(FieldError::invalid(
+                field("targetPort"),
+                port["targetPort"].clone(),
+                out_of_range,
+            ));
         }
         if !["SCTP", "TCP", "UDP"].contains(&protocol(port).as_str()) {
             let choices = ["SCTP", "TCP", "UDP"];
-            errors.push(FieldError::not_supported(field("protocol"), port["protocol"].clone(), &choices));
+            errors.push(FieldError::not_supported(
+                field("protocol"),
+                port["protocol"].clone(),
+                &choices,
+            ));
         }
         let name = port["name"].as_str().unwrap_or_default();
         if name.is_empty() {
@@ -353,7 +382,9 @@ fn validate_ports(service: &Value, errors: &mut Vec<FieldError>) {
             errors.push(FieldError::forbidden(field("nodePort"), detail));
         }
         let same = |name: &str| {
-            before.iter().any(|other| other[name] == port[name] && protocol(other) == protocol(port))
+            before
+                .iter()
+                .any(|other| other[name] == port[name] && protocol(other) == protocol(port))
         };
         if same("port") {
             let value = json!({ "port": port["port"], "protocol": port["protocol"] });
@@ -401,7 +432,8 @@ fn validate_families(service: &Value, errors: &mut Vec<FieldError>) {
         if let Some(family) = families.get(index)
             && family != family_of(&address)
         {
-            let detail = format!("expected an {family} value as indicated by `ipFamilies[{index}]`");
+            let detail =
+                format!("expected an {family} value as indicated by `ipFamilies[{index}]`");
             errors.push(FieldError::invalid(field, text.as_str(), detail));
         }
     }
@@ -489,7 +521,11 @@ fn choose_families(service: &mut Value, old: Option<&Value>) -> Vec<FieldError> 
             ] {
                 if fewer {
                     let detail = format!("must be 'SingleStack' to release the {what}");
-                    errors.push(FieldError::invalid("spec.ipFamilyPolicy", policy.as_str(), detail));
+                    errors.push(FieldError::invalid(
+                        "spec.ipFamilyPolicy",
+                        policy.as_str(),
+                        detail,
+                    ));
                 }
             }
         }
@@ -655,7 +691,12 @@ mod tests {
         };
         check(json!({ "selector": { "a": "b" } }), &["IPv4"], "SingleStack", 1);
         check(json!({ "ipFamilies": ["IPv6"] }), &["IPv6"], "SingleStack", 1);
-        check(json!({ "ipFamilyPolicy": "PreferDualStack" }), &["IPv4", "IPv6"], "PreferDualStack", 2);
+        check(
+            json!({ "ipFamilyPolicy": "PreferDualStack" }),
+            &["IPv4", "IPv6"],
+            "PreferDualStack",
+            2,
+        );
         check(
             json!({ "ipFamilyPolicy": "RequireDualStack", "ipFamilies": ["IPv6"] }),
             &["IPv6", "IPv4"],
@@ -663,7 +704,12 @@ mod tests {
             2,
         );
         check(json!({ "clusterIP": "fd00:10:96::a" }), &["IPv6"], "SingleStack", 1);
-        check(json!({ "clusterIP": "None", "selector": { "a": "b" } }), &["IPv4"], "SingleStack", 0);
+        check(
+            json!({ "clusterIP": "None", "selector": { "a": "b" } }),
+            &["IPv4"],
+            "SingleStack",
+            0,
+        );
         check(json!({ "clusterIP": "None" }), &["IPv4", "IPv6"], "RequireDualStack", 0);
     }
 
@@ -678,27 +724,44 @@ mod tests {
             "failed to allocate IP 192.0.2.1: the provided IP (192.0.2.1) is not in the valid range. The range of valid IPs is 10.96.0.0/16",
         );
         check(json!({ "clusterIP": "x" }), "must be a valid IP address");
-        check(json!({ "ipFamilies": ["IPv4", "IPv6"] }), "must be 'RequireDualStack' or 'PreferDualStack' when multiple IP families");
+        check(
+            json!({ "ipFamilies": ["IPv4", "IPv6"] }),
+            "must be 'RequireDualStack' or 'PreferDualStack' when multiple IP families",
+        );
         check(
             json!({ "type": "NodePort", "ports": [{ "port": 80, "nodePort": 80 }] }),
             "spec.ports[0].nodePort: Invalid value: 80: provided port is not in the valid range. The range of valid ports is 30000-32767",
         );
-        check(json!({ "ports": [{ "port": 80, "nodePort": 30_000 }] }), "may not be used when `type` is 'ClusterIP'");
+        check(
+            json!({ "ports": [{ "port": 80, "nodePort": 30_000 }] }),
+            "may not be used when `type` is 'ClusterIP'",
+        );
         check(json!({ "type": "ExternalName" }), "spec.externalName: Required value");
-        check(json!({ "type": "NodePort", "clusterIP": "None" }), "may not be set to 'None' for NodePort services");
-        check(json!({ "type": "Nonsense" }), "spec.type: Unsupported value: \"Nonsense\": supported values: \"ClusterIP\", \"ExternalName\"");
-        check(json!({ "ports": [{ "port": 80, "name": "a" }, { "port": 80, "name": "b" }] }), "Duplicate value");
+        check(
+            json!({ "type": "NodePort", "clusterIP": "None" }),
+            "may not be set to 'None' for NodePort services",
+        );
+        check(
+            json!({ "type": "Nonsense" }),
+            "spec.type: Unsupported value: \"Nonsense\": supported values: \"ClusterIP\", \"ExternalName\"",
+        );
+        check(
+            json!({ "ports": [{ "port": 80, "name": "a" }, { "port": 80, "name": "b" }] }),
+            "Duplicate value",
+        );
     }
 
     #[test]
     fn what_is_taken_is_refused_and_free_again_after() {
         let (api, target) = cluster();
         create_in(&api, &target, "a", json!({ "clusterIP": "10.96.0.10" })).unwrap();
-        let error = create_in(&api, &target, "b", json!({ "clusterIP": "10.96.0.10" })).unwrap_err();
+        let error =
+            create_in(&api, &target, "b", json!({ "clusterIP": "10.96.0.10" })).unwrap_err();
         assert!(error.contains("provided IP is already allocated"), "{error}");
         api.delete(&target.named("a"), &Default::default()).unwrap();
         create_in(&api, &target, "b", json!({ "clusterIP": "10.96.0.10" })).unwrap();
-        let node_port = json!({ "type": "NodePort", "ports": [{ "port": 80, "nodePort": 30_080 }] });
+        let node_port =
+            json!({ "type": "NodePort", "ports": [{ "port": 80, "nodePort": 30_080 }] });
         create_in(&api, &target, "c", node_port.clone()).unwrap();
         let error = create_in(&api, &target, "d", node_port).unwrap_err();
         assert!(error.contains("provided port is already allocated"), "{error}");
@@ -711,18 +774,27 @@ mod tests {
         let replaced = json!({ "metadata": { "name": "s" }, "spec": { "type": "NodePort", "ports": [{ "port": 80 }] } });
         let after = api.update(&target.named("s"), replaced, &options()).unwrap().object.value();
         assert_eq!(after["spec"], before);
-        let error = patch(&api, &target, "s", json!({ "spec": { "clusterIP": "10.96.0.9" } })).unwrap_err();
+        let error =
+            patch(&api, &target, "s", json!({ "spec": { "clusterIP": "10.96.0.9" } })).unwrap_err();
         assert!(error.contains("may not change once set"), "{error}");
-        let dual = patch(&api, &target, "s", json!({ "spec": { "ipFamilyPolicy": "PreferDualStack" } })).unwrap();
+        let dual =
+            patch(&api, &target, "s", json!({ "spec": { "ipFamilyPolicy": "PreferDualStack" } }))
+                .unwrap();
         assert_eq!(texts(&dual["clusterIPs"]).len(), 2);
         assert_eq!(dual["clusterIP"], before["clusterIP"]);
-        let single = patch(&api, &target, "s", json!({ "spec": { "ipFamilyPolicy": "SingleStack" } })).unwrap();
+        let single =
+            patch(&api, &target, "s", json!({ "spec": { "ipFamilyPolicy": "SingleStack" } }))
+                .unwrap();
         assert_eq!(single["clusterIPs"], before["clusterIPs"]);
         let plain = patch(&api, &target, "s", json!({ "spec": { "type": "ClusterIP" } })).unwrap();
         assert!(plain["ports"][0]["nodePort"].is_null(), "{plain}");
-        let external =
-            patch(&api, &target, "s", json!({ "spec": { "type": "ExternalName", "externalName": "example.com" } }))
-                .unwrap();
+        let external = patch(
+            &api,
+            &target,
+            "s",
+            json!({ "spec": { "type": "ExternalName", "externalName": "example.com" } }),
+        )
+        .unwrap();
         assert!(external["clusterIP"].is_null(), "{external}");
     }
 
@@ -731,7 +803,13 @@ mod tests {
         let (api, target) = cluster();
         let mut seen = std::collections::HashSet::new();
         for n in 0..300 {
-            let spec = create_in(&api, &target, &format!("s{n}"), json!({ "type": "NodePort", "ipFamilyPolicy": "PreferDualStack" })).unwrap();
+            let spec = create_in(
+                &api,
+                &target,
+                &format!("s{n}"),
+                json!({ "type": "NodePort", "ipFamilyPolicy": "PreferDualStack" }),
+            )
+            .unwrap();
             for address in addresses(&json!({ "spec": spec })) {
                 assert!(seen.insert(address.to_string()), "{address}");
             }

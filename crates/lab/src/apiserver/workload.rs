@@ -9,20 +9,26 @@ use super::schema::object_at;
 use super::status::FieldError;
 
 /// Labels by which the pods of a Job are found, the newer form last.
-const JOB_LABELS: [(&str, &str); 2] =
-    [("controller-uid", "job-name"), ("batch.kubernetes.io/controller-uid", "batch.kubernetes.io/job-name")];
+const JOB_LABELS: [(&str, &str); 2] = [
+    ("controller-uid", "job-name"),
+    ("batch.kubernetes.io/controller-uid", "batch.kubernetes.io/job-name"),
+];
 
 /// Whether the resource is one of those with a pod template.
 pub(super) fn is_workload(id: &str) -> bool {
     matches!(
         id,
-        "deployments.apps" | "replicasets.apps" | "daemonsets.apps" | "statefulsets.apps" | "jobs.batch"
+        "deployments.apps"
+            | "replicasets.apps"
+            | "daemonsets.apps"
+            | "statefulsets.apps"
+            | "jobs.batch"
     )
 }
 
 /// Fills in what the manifest leaves open.
 pub(super) fn default(id: &str, value: &mut Value) {
-    pod::default_template(&mut object_at(value, "spec").entry("template").or_insert_with(|| json!({})));
+    pod::default_template(object_at(value, "spec").entry("template").or_insert_with(|| json!({})));
     match id {
         "deployments.apps" => default_deployment(object_at(value, "spec")),
         "replicasets.apps" => drop(fill(object_at(value, "spec"), &[("replicas", json!(1))])),
@@ -85,7 +91,10 @@ fn default_job(spec: &mut Map<String, Value>) {
     fill(spec, &[("backoffLimit", json!(limit))]);
 }
 
-fn fill<'a>(spec: &'a mut Map<String, Value>, defaults: &[(&str, Value)]) -> &'a mut Map<String, Value> {
+fn fill<'a>(
+    spec: &'a mut Map<String, Value>,
+    defaults: &[(&str, Value)],
+) -> &'a mut Map<String, Value> {
     for (name, value) in defaults {
         spec.entry(*name).or_insert_with(|| value.clone());
     }
@@ -125,7 +134,11 @@ pub(super) fn validate(id: &str, value: &Value, errors: &mut Vec<FieldError>) {
     validate_selector(spec, errors);
     let mut of_template = Vec::new();
     pod::validate(&spec["template"], &mut of_template);
-    names::check_labels("metadata.labels", &spec["template"]["metadata"]["labels"], &mut of_template);
+    names::check_labels(
+        "metadata.labels",
+        &spec["template"]["metadata"]["labels"],
+        &mut of_template,
+    );
     for mut error in of_template {
         error.field = format!("spec.template.{}", error.field);
         errors.push(error);
@@ -140,17 +153,32 @@ pub(super) fn validate(id: &str, value: &Value, errors: &mut Vec<FieldError>) {
             let detail = "when completion mode is Indexed";
             errors.push(FieldError::required("spec.completions", detail));
         }
-        check_type("spec.completionMode", &spec["completionMode"], &["NonIndexed", "Indexed"], errors);
+        check_type(
+            "spec.completionMode",
+            &spec["completionMode"],
+            &["NonIndexed", "Indexed"],
+            errors,
+        );
     } else if policy != "Always" {
         errors.push(FieldError::not_supported(field, policy.clone(), &["Always"]));
     }
     match id {
         "deployments.apps" => {
-            validate_rolling("spec.strategy", &spec["strategy"], &["Recreate", "RollingUpdate"], errors);
+            validate_rolling(
+                "spec.strategy",
+                &spec["strategy"],
+                &["Recreate", "RollingUpdate"],
+                errors,
+            );
         }
         "daemonsets.apps" => {
             let strategy = &spec["updateStrategy"];
-            validate_rolling("spec.updateStrategy", strategy, &["RollingUpdate", "OnDelete"], errors);
+            validate_rolling(
+                "spec.updateStrategy",
+                strategy,
+                &["RollingUpdate", "OnDelete"],
+                errors,
+            );
         }
         "statefulsets.apps" => {
             let kinds = ["RollingUpdate", "OnDelete"];
@@ -158,7 +186,8 @@ pub(super) fn validate(id: &str, value: &Value, errors: &mut Vec<FieldError>) {
             let policies = ["OrderedReady", "Parallel"];
             check_type("spec.podManagementPolicy", &spec["podManagementPolicy"], &policies, errors);
             if spec["volumeClaimTemplates"].as_array().is_some_and(|list| !list.is_empty()) {
-                let detail = "this cluster has no persistent volumes; use an emptyDir or hostPath volume";
+                let detail =
+                    "this cluster has no persistent volumes; use an emptyDir or hostPath volume";
                 errors.push(FieldError::forbidden("spec.volumeClaimTemplates", detail));
             }
         }
@@ -192,7 +221,8 @@ fn validate_selector(spec: &Value, errors: &mut Vec<FieldError>) {
         return;
     }
     let is_empty = |name: &str| {
-        selector[name].as_object().is_none_or(Map::is_empty) && selector[name].as_array().is_none_or(Vec::is_empty)
+        selector[name].as_object().is_none_or(Map::is_empty)
+            && selector[name].as_array().is_none_or(Vec::is_empty)
     };
     if is_empty("matchLabels") && is_empty("matchExpressions") {
         let detail = "empty selector is invalid for workloads";
@@ -227,7 +257,8 @@ fn validate_rolling(field: &str, strategy: &Value, kinds: &[&str], errors: &mut 
             Value::Number(number) if number.as_i64().is_some_and(|n| n >= 0) => {
                 zero &= number.as_i64() == Some(0);
             }
-            Value::String(text) => match text.strip_suffix('%').and_then(|t| t.parse::<u32>().ok()) {
+            Value::String(text) => match text.strip_suffix('%').and_then(|t| t.parse::<u32>().ok())
+            {
                 Some(percent) => zero &= percent == 0,
                 None => {
                     let detail = "a valid percent string must be a numeric string followed by an ending '%' (e.g. '1%',  or '93%', regex used for validation is '[0-9]+%')";
@@ -245,7 +276,11 @@ fn validate_rolling(field: &str, strategy: &Value, kinds: &[&str], errors: &mut 
     if zero {
         let detail = "may not be 0 when `maxSurge` is 0";
         let value = rolling["maxUnavailable"].clone();
-        errors.push(FieldError::invalid(format!("{field}.rollingUpdate.maxUnavailable"), value, detail));
+        errors.push(FieldError::invalid(
+            format!("{field}.rollingUpdate.maxUnavailable"),
+            value,
+            detail,
+        ));
     }
 }
 

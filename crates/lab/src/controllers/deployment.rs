@@ -20,20 +20,30 @@ const MAX: &str = "deployment.kubernetes.io/max-replicas";
 const OWN_ANNOTATIONS: [&str; 5] =
     ["kubectl.kubernetes.io/last-applied-configuration", REVISION, REVISION_HISTORY, DESIRED, MAX];
 
-pub(super) fn plan(deployment: &Arc<Value>, sets: &[Arc<Value>], owned: &[Arc<Value>], now: i64) -> Plan {
+pub(super) fn plan(
+    deployment: &Arc<Value>,
+    sets: &[Arc<Value>],
+    owned: &[Arc<Value>],
+    now: i64,
+) -> Plan {
     let mut plan = Plan::default();
     let mut sets: Vec<Arc<Value>> = sets.to_vec();
     sets.sort_by_key(|set| (created(set), name(set).to_owned()));
     let newest = sets.iter().find(|set| same_template(deployment, set)).cloned();
-    let old: Vec<Arc<Value>> =
-        sets.iter().filter(|set| newest.as_ref().is_none_or(|n| !Arc::ptr_eq(n, set))).cloned().collect();
+    let old: Vec<Arc<Value>> = sets
+        .iter()
+        .filter(|set| newest.as_ref().is_none_or(|n| !Arc::ptr_eq(n, set)))
+        .cloned()
+        .collect();
     if is_deleting(deployment) {
         plan.status(DEPLOYMENTS, deployment, status(deployment, newest.as_ref(), &sets, now));
         return plan;
     }
     let paused = deployment["spec"]["paused"] == true;
     let changes = Changes::new(deployment, newest.as_ref(), &old);
-    let changes = if sets.iter().any(|set| replicas(set) > 0 && annotation(set, DESIRED) != Some(wanted(deployment)))
+    let changes = if sets
+        .iter()
+        .any(|set| replicas(set) > 0 && annotation(set, DESIRED) != Some(wanted(deployment)))
     {
         changes.scale(&sets)
     } else if paused {
@@ -67,7 +77,11 @@ struct Changes<'a> {
 
 impl<'a> Changes<'a> {
     /// No changes.
-    fn new(deployment: &'a Arc<Value>, newest: Option<&'a Arc<Value>>, old: &'a [Arc<Value>]) -> Self {
+    fn new(
+        deployment: &'a Arc<Value>,
+        newest: Option<&'a Arc<Value>>,
+        old: &'a [Arc<Value>],
+    ) -> Self {
         let new_replicas = newest.map_or(0, |set| replicas(set));
         let old_replicas = old.iter().map(|set| replicas(set)).collect();
         Self { deployment, newest, old, new_replicas, old_replicas, may_create: true }
@@ -80,19 +94,22 @@ impl<'a> Changes<'a> {
     /// The Deployment has another size: each part grows or shrinks in proportion.
     fn scale(mut self, sets: &[Arc<Value>]) -> Self {
         let wanted = wanted(self.deployment);
-        if self.newest.is_some_and(|set| self.old_replicas.iter().all(|n| *n == 0) || is_saturated(self.deployment, set))
-        {
+        if self.newest.is_some_and(|set| {
+            self.old_replicas.iter().all(|n| *n == 0) || is_saturated(self.deployment, set)
+        }) {
             self.new_replicas = wanted;
             self.old_replicas.fill(0);
             return self;
         }
-        let active: Vec<usize> = (0..self.old.len()).filter(|n| self.old_replicas[*n] > 0).collect();
+        let active: Vec<usize> =
+            (0..self.old.len()).filter(|n| self.old_replicas[*n] > 0).collect();
         if self.new_replicas == 0 && active.len() == 1 {
             self.old_replicas[active[0]] = wanted;
             return self;
         }
         let allowed = if wanted > 0 { wanted + surge(self.deployment) } else { 0 };
-        let max = sets.iter().filter_map(|set| annotation(set, MAX)).max().unwrap_or(allowed).max(1);
+        let max =
+            sets.iter().filter_map(|set| annotation(set, MAX)).max().unwrap_or(allowed).max(1);
         let share = |replicas: i64| ((replicas * allowed * 2 + max) / (max * 2)).max(0);
         if self.newest.is_some() {
             self.new_replicas = share(self.new_replicas);
@@ -192,7 +209,8 @@ impl<'a> Changes<'a> {
                     annotations.insert(REVISION.into(), json!(revision.to_string()));
                     if let Some(before) = annotation(set, REVISION) {
                         let history = set["metadata"]["annotations"][REVISION_HISTORY].as_str();
-                        let history = history.map_or(before.to_string(), |text| format!("{text},{before}"));
+                        let history =
+                            history.map_or(before.to_string(), |text| format!("{text},{before}"));
                         annotations.insert(REVISION_HISTORY.into(), json!(history));
                     }
                 }
@@ -206,7 +224,11 @@ impl<'a> Changes<'a> {
             }
             None if self.may_create && !paused => {
                 let object = new_set(deployment, revision, self.new_replicas);
-                let message = format!("Scaled up replica set {} from 0 to {}", name(&object), self.new_replicas);
+                let message = format!(
+                    "Scaled up replica set {} from 0 to {}",
+                    name(&object),
+                    self.new_replicas
+                );
                 plan.push(Action::Create { resource: REPLICA_SETS, object });
                 if self.new_replicas > 0 {
                     plan.event(deployment, "ScalingReplicaSet", message);
@@ -215,7 +237,8 @@ impl<'a> Changes<'a> {
             None => return,
         }
         if annotation(deployment, REVISION) != Some(revision) {
-            let patch = json!({ "metadata": { "annotations": { REVISION: revision.to_string() } } });
+            let patch =
+                json!({ "metadata": { "annotations": { REVISION: revision.to_string() } } });
             plan.push(Action::Merge { resource: DEPLOYMENTS, object: deployment.clone(), patch });
         }
     }
@@ -251,7 +274,9 @@ fn new_set(deployment: &Value, revision: i64, replicas: i64) -> Value {
     selector["matchLabels"][HASH_LABEL] = json!(hash);
     let mut annotations = taken_over(deployment, &Value::Null);
     let wanted = wanted(deployment);
-    for (name, number) in [(REVISION, revision), (DESIRED, wanted), (MAX, wanted + surge(deployment))] {
+    for (name, number) in
+        [(REVISION, revision), (DESIRED, wanted), (MAX, wanted + surge(deployment))]
+    {
         annotations.insert(name.into(), json!(number.to_string()));
     }
     let mut set = json!({
@@ -275,7 +300,8 @@ fn new_set(deployment: &Value, revision: i64, replicas: i64) -> Value {
 fn taken_over(deployment: &Value, set: &Value) -> Map<String, Value> {
     let all = deployment["metadata"]["annotations"].as_object().into_iter().flatten();
     let all = all.filter(|(name, _)| !OWN_ANNOTATIONS.contains(&name.as_str()));
-    let missing = all.filter(|(name, value)| set["metadata"]["annotations"][name.as_str()] != **value);
+    let missing =
+        all.filter(|(name, value)| set["metadata"]["annotations"][name.as_str()] != **value);
     missing.map(|(name, value)| (name.clone(), value.clone())).collect()
 }
 
@@ -327,7 +353,8 @@ fn is_saturated(deployment: &Value, set: &Value) -> bool {
 }
 
 fn status(deployment: &Value, newest: Option<&Arc<Value>>, sets: &[Arc<Value>], now: i64) -> Value {
-    let sum = |field: &str| -> i64 { sets.iter().filter_map(|set| set["status"][field].as_i64()).sum() };
+    let sum =
+        |field: &str| -> i64 { sets.iter().filter_map(|set| set["status"][field].as_i64()).sum() };
     let asked: i64 = sets.iter().map(|set| replicas(set)).sum();
     let updated = newest.map_or(0, |set| set["status"]["replicas"].as_i64().unwrap_or(0));
     let available = sum("availableReplicas");
@@ -359,7 +386,8 @@ fn status(deployment: &Value, newest: Option<&Arc<Value>>, sets: &[Arc<Value>], 
 fn set_progress(deployment: &Value, newest: Option<&Arc<Value>>, status: &mut Value, now: i64) {
     let before = &deployment["status"];
     let known = condition(before, "Progressing").cloned();
-    let reason = known.as_ref().and_then(|one| one["reason"].as_str()).unwrap_or_default().to_owned();
+    let reason =
+        known.as_ref().and_then(|one| one["reason"].as_str()).unwrap_or_default().to_owned();
     let mut set = |value: bool, reason: &str, message: String| {
         set_condition(status, "Progressing", value, reason, &message, now);
     };
@@ -380,14 +408,27 @@ fn set_progress(deployment: &Value, newest: Option<&Arc<Value>>, status: &mut Va
         if known.is_none() {
             return;
         }
-        set(true, "ReplicaSetUpdated", format!("Deployment {:?} is progressing.", name(deployment)));
+        set(
+            true,
+            "ReplicaSetUpdated",
+            format!("Deployment {:?} is progressing.", name(deployment)),
+        );
         return;
     };
-    if is_complete(deployment, &json!({ "updatedReplicas": status["updatedReplicas"],
+    if is_complete(
+        deployment,
+        &json!({ "updatedReplicas": status["updatedReplicas"],
         "replicas": status["replicas"], "availableReplicas": status["availableReplicas"],
-        "observedGeneration": status["observedGeneration"] }))
-    {
-        set_condition(status, "Progressing", true, "NewReplicaSetAvailable", &format!("{what} has successfully progressed."), now);
+        "observedGeneration": status["observedGeneration"] }),
+    ) {
+        set_condition(
+            status,
+            "Progressing",
+            true,
+            "NewReplicaSetAvailable",
+            &format!("{what} has successfully progressed."),
+            now,
+        );
         return;
     }
     let count = |status: &Value, field: &str| status[field].as_i64().unwrap_or(0);
@@ -396,7 +437,8 @@ fn set_progress(deployment: &Value, newest: Option<&Arc<Value>>, status: &mut Va
         || old_count(status) < old_count(before)
         || count(status, "readyReplicas") > count(before, "readyReplicas")
         || count(status, "availableReplicas") > count(before, "availableReplicas");
-    let restarted = reason == "NewReplicaSetAvailable" || reason == "DeploymentPaused" || known.is_none();
+    let restarted =
+        reason == "NewReplicaSetAvailable" || reason == "DeploymentPaused" || known.is_none();
     if moved || restarted {
         let message = format!("{what} is progressing.");
         set_condition(status, "Progressing", true, "ReplicaSetUpdated", &message, now);
@@ -413,7 +455,9 @@ fn set_progress(deployment: &Value, newest: Option<&Arc<Value>>, status: &mut Va
 
 fn is_complete(deployment: &Value, status: &Value) -> bool {
     let wanted = Some(wanted(deployment));
-    ["updatedReplicas", "replicas", "availableReplicas"].iter().all(|field| status[*field].as_i64() == wanted)
+    ["updatedReplicas", "replicas", "availableReplicas"]
+        .iter()
+        .all(|field| status[*field].as_i64() == wanted)
         && status["observedGeneration"] == deployment["metadata"]["generation"]
 }
 
@@ -432,7 +476,9 @@ fn remove_history(deployment: &Value, old: &[Arc<Value>], plan: &mut Plan) {
     let limit = deployment["spec"]["revisionHistoryLimit"].as_i64().unwrap_or(10);
     let limit = usize::try_from(limit).unwrap_or(0);
     let idle = |set: &&Arc<Value>| {
-        replicas(set) == 0 && set["status"]["replicas"].as_i64().unwrap_or(0) == 0 && !is_deleting(set)
+        replicas(set) == 0
+            && set["status"]["replicas"].as_i64().unwrap_or(0) == 0
+            && !is_deleting(set)
     };
     let mut idle: Vec<&Arc<Value>> = old.iter().filter(idle).collect();
     idle.sort_by_key(|set| annotation(set, REVISION));

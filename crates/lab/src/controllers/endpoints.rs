@@ -71,7 +71,11 @@ pub(super) fn plan(
         for pod in &selected {
             if let Some(endpoint) = endpoint(service, pod, family) {
                 let ports = ports(service, pod);
-                groups.entry(ports.to_string()).or_insert_with(|| (ports, Vec::new())).1.push(endpoint);
+                groups
+                    .entry(ports.to_string())
+                    .or_insert_with(|| (ports, Vec::new()))
+                    .1
+                    .push(endpoint);
             }
         }
         if groups.is_empty() {
@@ -99,7 +103,12 @@ struct Form<'a> {
 }
 
 /// Slices that say what an Endpoints object of the Service's name says.
-fn mirror(service: &Value, endpoints: Option<&Arc<Value>>, slices: &[&Arc<Value>], plan: &mut Plan) {
+fn mirror(
+    service: &Value,
+    endpoints: Option<&Arc<Value>>,
+    slices: &[&Arc<Value>],
+    plan: &mut Plan,
+) {
     let endpoints = endpoints.filter(|one| one["metadata"]["labels"][SKIP_MIRROR] != "true");
     for family in ["IPv4", "IPv6"] {
         let mut groups = Groups::new();
@@ -113,22 +122,28 @@ fn mirror(service: &Value, endpoints: Option<&Arc<Value>>, slices: &[&Arc<Value>
             let ports = json!(ports);
             for (field, ready) in [("addresses", true), ("notReadyAddresses", false)] {
                 for address in subset[field].as_array().into_iter().flatten() {
-                    let Some(Ok(ip)) = address["ip"].as_str().map(str::parse::<IpAddr>) else { continue };
+                    let Some(Ok(ip)) = address["ip"].as_str().map(str::parse::<IpAddr>) else {
+                        continue;
+                    };
                     if ip.is_ipv4() != (family == "IPv4") {
                         continue;
                     }
-                    let mut endpoint = json!({ "addresses": [address["ip"]], "conditions": { "ready": ready } });
+                    let mut endpoint =
+                        json!({ "addresses": [address["ip"]], "conditions": { "ready": ready } });
                     for name in ["hostname", "nodeName", "targetRef"] {
                         if !address[name].is_null() {
                             endpoint[name] = address[name].clone();
                         }
                     }
-                    let group = groups.entry(ports.to_string()).or_insert_with(|| (ports.clone(), Vec::new()));
+                    let group = groups
+                        .entry(ports.to_string())
+                        .or_insert_with(|| (ports.clone(), Vec::new()));
                     group.1.push(endpoint);
                 }
             }
         }
-        let of_family = slices.iter().filter(|slice| slice["addressType"] == family).copied().collect();
+        let of_family =
+            slices.iter().filter(|slice| slice["addressType"] == family).copied().collect();
         let owner = endpoints.map_or(service, |one| one);
         plan_slices(&Form { service, owner, manager: MIRRORED, family }, groups, of_family, plan);
     }
@@ -284,7 +299,8 @@ fn reference(pod: &Value) -> Value {
 /// The name under which the pod is found below the Service's own.
 fn hostname<'a>(service: &Value, pod: &'a Value) -> Option<&'a Value> {
     let named = pod["spec"]["hostname"].as_str().is_some_and(|name| !name.is_empty());
-    (named && pod["spec"]["subdomain"] == service["metadata"]["name"]).then(|| &pod["spec"]["hostname"])
+    (named && pod["spec"]["subdomain"] == service["metadata"]["name"])
+        .then(|| &pod["spec"]["hostname"])
 }
 
 fn endpoint(service: &Value, pod: &Value, family: &str) -> Option<Value> {
@@ -333,8 +349,30 @@ fn named_port(pod: &Value, wanted: &str, protocol: &str) -> Option<Value> {
     let sidecars = sidecars.filter(|one| one["restartPolicy"] == "Always");
     let containers = pod["spec"]["containers"].as_array().into_iter().flatten().chain(sidecars);
     let mut ports = containers.flat_map(|one| one["ports"].as_array().into_iter().flatten());
-    let named = |port: &&Value| port["name"] == wanted && port["protocol"].as_str().unwrap_or("TCP") == protocol;
+    let named = |port: &&Value| {
+        port["name"] == wanted && port["protocol"].as_str().unwrap_or("TCP") == protocol
+    };
     ports.find(named).map(|port| port["containerPort"].clone())
+}
+
+/// Addresses with the same ports, as Endpoints have them.
+#[derive(Default)]
+struct Subset {
+    ports: Value,
+    ready: BTreeMap<IpAddr, Value>,
+    unready: BTreeMap<IpAddr, Value>,
+}
+
+impl Subset {
+    fn into_value(self) -> Value {
+        let mut subset = json!({ "ports": self.ports });
+        for (field, list) in [("addresses", self.ready), ("notReadyAddresses", self.unready)] {
+            if !list.is_empty() {
+                subset[field] = list.into_values().collect();
+            }
+        }
+        subset
+    }
 }
 
 /// The older form: one object per Service, one family, pods that end are left out.
@@ -346,7 +384,7 @@ fn plan_endpoints(
     plan: &mut Plan,
 ) {
     let unready_too = service["spec"]["publishNotReadyAddresses"] == true;
-    let mut groups: BTreeMap<String, (Value, BTreeMap<IpAddr, Value>, BTreeMap<IpAddr, Value>)> = BTreeMap::new();
+    let mut groups: BTreeMap<String, Subset> = BTreeMap::new();
     let mut seen = HashSet::new();
     for pod in selected.iter().filter(|pod| unready_too || !is_deleting(pod)) {
         let Some(text) = addresses(pod, family).into_iter().next() else { continue };
@@ -365,20 +403,13 @@ fn plan_endpoints(
         for port in ports.as_array_mut().into_iter().flatten().filter(|port| port["name"] == "") {
             port.as_object_mut().map(|port| port.remove("name"));
         }
-        let group = groups.entry(ports.to_string()).or_insert_with(|| (ports, BTreeMap::new(), BTreeMap::new()));
-        let list = if unready_too || is_ready(pod) { &mut group.1 } else { &mut group.2 };
+        let subset = groups.entry(ports.to_string()).or_default();
+        subset.ports = ports;
+        let ready = unready_too || is_ready(pod);
+        let list = if ready { &mut subset.ready } else { &mut subset.unready };
         list.insert(address, value);
     }
-    let subsets = groups.into_values().map(|(ports, ready, unready)| {
-        let mut subset = json!({ "ports": ports });
-        for (field, list) in [("addresses", ready), ("notReadyAddresses", unready)] {
-            if !list.is_empty() {
-                subset[field] = list.into_values().collect();
-            }
-        }
-        subset
-    });
-    let subsets: Vec<Value> = subsets.collect();
+    let subsets: Vec<Value> = groups.into_values().map(Subset::into_value).collect();
     let labels = labels(service, &[(ENDPOINTS_MANAGED_BY, ENDPOINTS_OURS)]);
     let Some(current) = current else {
         let object = json!({

@@ -91,7 +91,8 @@ impl<'a> State<'a> {
             i64::try_from(pods.iter().filter(|pod| test(pod)).count()).unwrap_or(i64::MAX)
         };
         let before = |field: &str| job["status"][field].as_i64().unwrap_or(0);
-        let mut succeeded_indexes = parse_indexes(job["status"]["completedIndexes"].as_str().unwrap_or_default());
+        let mut succeeded_indexes =
+            parse_indexes(job["status"]["completedIndexes"].as_str().unwrap_or_default());
         let succeeded = if is_indexed(job) {
             let over = pods.iter().filter(|pod| phase(pod) == "Succeeded");
             succeeded_indexes.extend(over.filter_map(|pod| index_of(pod)));
@@ -120,10 +121,14 @@ impl<'a> State<'a> {
     }
 
     fn verdict(&self) -> Option<End> {
-        let end = |complete, reason, message: &str| Some(End { complete, reason, message: message.into() });
+        let end = |complete, reason, message: &str| {
+            Some(End { complete, reason, message: message.into() })
+        };
         let restarts = |pod: &Value| -> i64 {
             let statuses = ["initContainerStatuses", "containerStatuses"];
-            let all = statuses.iter().flat_map(|list| pod["status"][*list].as_array().into_iter().flatten());
+            let all = statuses
+                .iter()
+                .flat_map(|list| pod["status"][*list].as_array().into_iter().flatten());
             all.filter_map(|one| one["restartCount"].as_i64()).sum()
         };
         let limit = self.spec("backoffLimit").unwrap_or(6);
@@ -132,7 +137,11 @@ impl<'a> State<'a> {
         // Pods that restart their containers fail without ever having failed.
         let restarted = live.map(|pod| restarts(pod)).sum::<i64>();
         if self.failed > limit || restarted >= limit.max(1) {
-            return end(false, "BackoffLimitExceeded", "Job has reached the specified backoff limit");
+            return end(
+                false,
+                "BackoffLimitExceeded",
+                "Job has reached the specified backoff limit",
+            );
         }
         if let Some(limit) = self.spec("activeDeadlineSeconds")
             && self.job["spec"]["suspend"] != true
@@ -174,7 +183,8 @@ impl<'a> State<'a> {
             return;
         }
         // A pod that is about to end still takes its place.
-        let ending = self.pods.iter().filter(|pod| is_deleting(pod) && phase(pod) == "Running").count();
+        let ending =
+            self.pods.iter().filter(|pod| is_deleting(pod) && phase(pod) == "Running").count();
         let missing = wanted - self.active - i64::try_from(ending).unwrap_or(0);
         if missing <= 0 {
             return;
@@ -268,7 +278,8 @@ fn ended_at(pod: &Value) -> Option<i64> {
 
 /// When a Job was over, if it is.
 fn finished_at(job: &Value) -> Option<i64> {
-    let over = |kind: &str| pods::condition(&job["status"], kind).filter(|one| one["status"] == "True");
+    let over =
+        |kind: &str| pods::condition(&job["status"], kind).filter(|one| one["status"] == "True");
     let condition = over("Complete").or_else(|| over("Failed"))?;
     pods::seconds(&condition["lastTransitionTime"])
 }

@@ -31,7 +31,8 @@ use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 use crate::apiserver::{
-    Api, ApiError, Change, DeleteOptions, Key, Object, Patch, Propagation, WriteOptions, Written, now,
+    Api, ApiError, Change, DeleteOptions, Key, Object, Patch, Propagation, WriteOptions, Written,
+    now,
 };
 
 /// How the writes of controllers are marked.
@@ -56,7 +57,8 @@ const STATEFUL_SETS: &str = "statefulsets.apps";
 const JOBS: &str = "jobs.batch";
 
 /// What has a controller.
-const CONTROLLED: [&str; 6] = [DEPLOYMENTS, REPLICA_SETS, DAEMON_SETS, STATEFUL_SETS, JOBS, SERVICES];
+const CONTROLLED: [&str; 6] =
+    [DEPLOYMENTS, REPLICA_SETS, DAEMON_SETS, STATEFUL_SETS, JOBS, SERVICES];
 /// What has pods of its own.
 const OWNERS_OF_PODS: [&str; 4] = [REPLICA_SETS, DAEMON_SETS, STATEFUL_SETS, JOBS];
 
@@ -71,14 +73,33 @@ pub(crate) struct Plan {
 
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Action {
-    Create { resource: &'static str, object: Value },
-    Delete { resource: &'static str, object: Arc<Value> },
+    Create {
+        resource: &'static str,
+        object: Value,
+    },
+    Delete {
+        resource: &'static str,
+        object: Arc<Value>,
+    },
     /// Merges into metadata and spec.
-    Merge { resource: &'static str, object: Arc<Value>, patch: Value },
+    Merge {
+        resource: &'static str,
+        object: Arc<Value>,
+        patch: Value,
+    },
     /// Replaces the whole status.
-    Status { resource: &'static str, object: Arc<Value>, status: Value },
+    Status {
+        resource: &'static str,
+        object: Arc<Value>,
+        status: Value,
+    },
     /// Tells users what was done, or why not.
-    Event { about: Arc<Value>, warning: bool, reason: &'static str, message: String },
+    Event {
+        about: Arc<Value>,
+        warning: bool,
+        reason: &'static str,
+        message: String,
+    },
 }
 
 impl Plan {
@@ -118,7 +139,7 @@ struct Work {
 /// Runs all controllers until told to stop.
 pub async fn run(api: Arc<Api>, stop: CancellationToken) {
     let mut changes = api.store.listen();
-    let mut controllers = Controllers { api, ..Controllers::default() };
+    let mut controllers = Controllers::new(api);
     controllers.resume();
     loop {
         while let Ok(written) = changes.try_recv() {
@@ -161,19 +182,17 @@ struct Controllers {
     parsed: HashMap<Box<str>, (u64, Arc<Value>)>,
 }
 
-impl Default for Controllers {
-    fn default() -> Self {
+impl Controllers {
+    fn new(api: Arc<Api>) -> Self {
         Self {
-            api: Arc::new(Api::new(String::new())),
+            api,
             queue: VecDeque::new(),
             queued: HashSet::new(),
             timers: BTreeSet::new(),
             parsed: HashMap::new(),
         }
     }
-}
 
-impl Controllers {
     /// Everything that an earlier process left.
     fn resume(&mut self) {
         for resource in CONTROLLED {
@@ -222,7 +241,8 @@ impl Controllers {
             NODES => self.note_node(written),
             ENDPOINTS => self.enqueue(SERVICES, &object.key),
             SLICES => {
-                let service = object.labels.iter().find(|(key, _)| **key == *endpoints::SERVICE_NAME);
+                let service =
+                    object.labels.iter().find(|(key, _)| **key == *endpoints::SERVICE_NAME);
                 if let Some((_, name)) = service {
                     self.enqueue(SERVICES, &Key::new(&object.key.namespace, name));
                 }
@@ -249,7 +269,8 @@ impl Controllers {
         for kind in kinds {
             let (_, objects) = self.api.store.list(&(*kind).into());
             let start = Key::new(&object.key.namespace, "");
-            let here = objects.range(start..).take_while(|(key, _)| key.namespace == object.key.namespace);
+            let here =
+                objects.range(start..).take_while(|(key, _)| key.namespace == object.key.namespace);
             let keys: Vec<Key> = here.map(|(key, _)| key.clone()).collect();
             keys.iter().for_each(|key| self.enqueue(kind, key));
         }
@@ -349,7 +370,8 @@ impl Controllers {
             DEPLOYMENTS => {
                 let candidates = self.candidates(REPLICA_SETS, &object);
                 let sets = pods::claim(REPLICA_SETS, &object, &candidates);
-                let owned: Vec<_> = sets.owned.iter().flat_map(|set| self.candidates(PODS, set)).collect();
+                let owned: Vec<_> =
+                    sets.owned.iter().flat_map(|set| self.candidates(PODS, set)).collect();
                 after(sets, |sets| deployment::plan(&object, sets, &owned, time))
             }
             kind => {
@@ -358,7 +380,9 @@ impl Controllers {
                 let revisions = self.candidates(REVISIONS, &object);
                 match kind {
                     REPLICA_SETS => after(pods, |pods| replicaset::plan(&object, pods, time)),
-                    STATEFUL_SETS => after(pods, |pods| statefulset::plan(&object, pods, &revisions, time)),
+                    STATEFUL_SETS => {
+                        after(pods, |pods| statefulset::plan(&object, pods, &revisions, time))
+                    }
                     DAEMON_SETS => {
                         let nodes = self.in_namespace(NODES, "");
                         after(pods, |pods| daemonset::plan(&object, pods, &nodes, &revisions, time))
@@ -375,7 +399,13 @@ impl Controllers {
         let Some(object) = self.api.store.get(ENDPOINTS, &work.key) else { return };
         let object = self.parse(&object);
         if endpoints::is_ours(&object) {
-            self.carry_out(work, Plan { actions: vec![Action::Delete { resource: ENDPOINTS, object }], again_after: None });
+            self.carry_out(
+                work,
+                Plan {
+                    actions: vec![Action::Delete { resource: ENDPOINTS, object }],
+                    again_after: None,
+                },
+            );
         }
     }
 
@@ -495,7 +525,13 @@ fn carry_out(api: &Api, action: &Action) -> Result<Option<Box<str>>, ApiError> {
 }
 
 /// Records an event. One that says the same as one before is counted there.
-fn record(api: &Api, about: &Value, warning: bool, reason: &str, message: &str) -> Result<(), ApiError> {
+fn record(
+    api: &Api,
+    about: &Value,
+    warning: bool,
+    reason: &str,
+    message: &str,
+) -> Result<(), ApiError> {
     let key = key_of(about);
     let kind = about["kind"].as_str().unwrap_or_default();
     let component = match kind {

@@ -127,10 +127,19 @@ pub(super) fn least_needed_first(pods: &mut [Arc<Value>]) {
         let phase = ["Pending", "Unknown", "Running"].iter().position(|one| *one == phase(pod));
         let restarts = pod["status"]["containerStatuses"].as_array().into_iter().flatten();
         let restarts = restarts.filter_map(|one| one["restartCount"].as_i64()).max().unwrap_or(0);
-        let cost = pod["metadata"]["annotations"]["controller.kubernetes.io/pod-deletion-cost"].as_str();
+        let cost =
+            pod["metadata"]["annotations"]["controller.kubernetes.io/pod-deletion-cost"].as_str();
         let cost: i64 = cost.and_then(|text| text.parse().ok()).unwrap_or(0);
         let created = pod["metadata"]["creationTimestamp"].as_str().unwrap_or_default().to_owned();
-        (assigned, phase, is_ready(pod), cost, Reverse(restarts), Reverse(created), name(pod).to_owned())
+        (
+            assigned,
+            phase,
+            is_ready(pod),
+            cost,
+            Reverse(restarts),
+            Reverse(created),
+            name(pod).to_owned(),
+        )
     });
 }
 
@@ -263,7 +272,9 @@ pub(super) mod tests {
         let owner = json!({ "apiVersion": "apps/v1", "kind": "ReplicaSet",
             "metadata": { "name": "o", "uid": "u" }, "spec": { "selector": { "matchLabels": { "a": "b" } } } });
         let object = |labels: Value, owners: Value| {
-            Arc::new(json!({ "metadata": { "name": "p", "labels": labels, "ownerReferences": owners } }))
+            Arc::new(
+                json!({ "metadata": { "name": "p", "labels": labels, "ownerReferences": owners } }),
+            )
         };
         let ours = json!([owner_reference(&owner)]);
         let theirs = json!([{ "uid": "other", "controller": true }]);

@@ -63,8 +63,11 @@ mod tests {
 
     fn check(replicas: i64, ready: &[bool], created: usize, deleted: &[&str]) {
         let set = set(replicas);
-        let pods: Vec<_> =
-            ready.iter().enumerate().map(|(n, ready)| pod_of(&set, &format!("p{n}"), *ready)).collect();
+        let pods: Vec<_> = ready
+            .iter()
+            .enumerate()
+            .map(|(n, ready)| pod_of(&set, &format!("p{n}"), *ready))
+            .collect();
         let plan = plan(&set, &pods, 10);
         let creates = plan.actions.iter().filter(|action| matches!(action, Action::Create { .. }));
         assert_eq!(creates.count(), created);

@@ -17,7 +17,9 @@ pub(super) fn present(owner: &Arc<Value>, known: &[Arc<Value>], plan: &mut Plan)
     template["$patch"] = json!("replace");
     let data = json!({ "spec": { "template": template } });
     let last = known.iter().filter_map(|one| one["revision"].as_i64()).max().unwrap_or(0);
-    if let Some(found) = known.iter().filter(|one| one["data"] == data).max_by_key(|one| one["revision"].as_i64()) {
+    if let Some(found) =
+        known.iter().filter(|one| one["data"] == data).max_by_key(|one| one["revision"].as_i64())
+    {
         if found["revision"].as_i64() != Some(last) {
             let patch = json!({ "revision": last + 1 });
             plan.push(Action::Merge { resource: REVISIONS, object: found.clone(), patch });
@@ -49,7 +51,12 @@ pub(super) fn hash(revision: &Value) -> &str {
 }
 
 /// Removes the oldest revisions that nothing uses.
-pub(super) fn remove_old(owner: &Value, known: &[Arc<Value>], used: impl Fn(&Value) -> bool, plan: &mut Plan) {
+pub(super) fn remove_old(
+    owner: &Value,
+    known: &[Arc<Value>],
+    used: impl Fn(&Value) -> bool,
+    plan: &mut Plan,
+) {
     let limit = owner["spec"]["revisionHistoryLimit"].as_i64().unwrap_or(10);
     let limit = usize::try_from(limit).unwrap_or(0);
     let mut unused: Vec<&Arc<Value>> = known.iter().filter(|one| !used(one)).collect();

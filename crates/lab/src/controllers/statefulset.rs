@@ -14,7 +14,8 @@ use super::{Action, PODS, Plan, STATEFUL_SETS};
 
 pub(super) fn plan(set: &Arc<Value>, owned: &[Arc<Value>], known: &[Arc<Value>], now: i64) -> Plan {
     let mut plan = Plan::default();
-    let update = if is_deleting(set) { Value::Null } else { revisions::present(set, known, &mut plan) };
+    let update =
+        if is_deleting(set) { Value::Null } else { revisions::present(set, known, &mut plan) };
     let update_name = name(&update).to_owned();
     let current_name = set["status"]["currentRevision"].as_str().filter(|one| !one.is_empty());
     let current_name = current_name.unwrap_or(&update_name).to_owned();
@@ -72,7 +73,10 @@ impl<'a> State<'a> {
     }
 
     fn min_ready_waits(&self) -> impl Iterator<Item = i64> {
-        let waits = self.pods.iter().filter_map(|(_, pod)| pods::available_in(pod, self.min_ready, self.now));
+        let waits = self
+            .pods
+            .iter()
+            .filter_map(|(_, pod)| pods::available_in(pod, self.min_ready, self.now));
         waits.filter(|wait| *wait > 0)
     }
 
@@ -114,7 +118,8 @@ impl<'a> State<'a> {
         if !rolling {
             return;
         }
-        let updated = self.pods.iter().rev().take_while(|(one, _)| *one >= self.start + self.partition());
+        let updated =
+            self.pods.iter().rev().take_while(|(one, _)| *one >= self.start + self.partition());
         for (_, pod) in updated {
             if revision_of(pod) != name(update) && !is_deleting(pod) {
                 self.delete(pod, plan);
@@ -144,7 +149,9 @@ impl<'a> State<'a> {
         labels["statefulset.kubernetes.io/pod-name"] = json!(pod_name);
         labels["apps.kubernetes.io/pod-index"] = json!(ordinal.to_string());
         pod["spec"]["hostname"] = json!(pod_name);
-        if let Some(service) = self.set["spec"]["serviceName"].as_str().filter(|one| !one.is_empty()) {
+        if let Some(service) =
+            self.set["spec"]["serviceName"].as_str().filter(|one| !one.is_empty())
+        {
             pod["spec"]["subdomain"] = json!(service);
         }
         plan.push(Action::Create { resource: PODS, object: pod });
@@ -154,7 +161,8 @@ impl<'a> State<'a> {
 
     fn delete(&self, pod: &Arc<Value>, plan: &mut Plan) {
         plan.push(Action::Delete { resource: PODS, object: pod.clone() });
-        let message = format!("delete Pod {} in StatefulSet {} successful", name(pod), name(self.set));
+        let message =
+            format!("delete Pod {} in StatefulSet {} successful", name(pod), name(self.set));
         plan.event(self.set, "SuccessfulDelete", message);
     }
 
@@ -168,7 +176,8 @@ impl<'a> State<'a> {
         let updated = of(update);
         // Everything has the new template: it is the current one from now on.
         let wanted = usize::try_from(self.wanted).unwrap_or(0);
-        let done = updated == wanted && ready == wanted && self.pods.len() == wanted && !update.is_empty();
+        let done =
+            updated == wanted && ready == wanted && self.pods.len() == wanted && !update.is_empty();
         let current = if done { update } else { current };
         let mut status = json!({
             "observedGeneration": self.set["metadata"]["generation"],

@@ -18,7 +18,7 @@ impl Cluster {
     fn new() -> Self {
         let api = Arc::new(Api::new(String::new()));
         let changes = api.store.listen();
-        let mut cluster = Self { controllers: Controllers { api, ..Controllers::default() }, changes, started: 0 };
+        let mut cluster = Self { controllers: Controllers::new(api), changes, started: 0 };
         cluster.create("namespaces", json!({ "metadata": { "name": "default" } }));
         cluster
     }
@@ -35,7 +35,10 @@ impl Cluster {
 
     fn merge(&self, resource: &str, name: &str, patch: Value) {
         let options = WriteOptions::by("test");
-        self.controllers.api.patch(&self.target(resource, name), &Patch::Merge(patch), &options).unwrap();
+        self.controllers
+            .api
+            .patch(&self.target(resource, name), &Patch::Merge(patch), &options)
+            .unwrap();
     }
 
     fn get(&self, resource: &str, name: &str) -> Value {
@@ -69,9 +72,14 @@ impl Cluster {
     /// Makes the first pod Ready that is not, as a node does.
     fn start_pod(&mut self) -> bool {
         let pods = self.all(PODS);
-        let Some(pod) = pods.iter().find(|pod| !pods::is_ready(pod) && pods::is_active(pod)) else { return false };
+        let Some(pod) = pods.iter().find(|pod| !pods::is_ready(pod) && pods::is_active(pod)) else {
+            return false;
+        };
         self.started += 1;
-        let ips = [json!({ "ip": format!("10.0.0.{}", self.started) }), json!({ "ip": format!("fd00::{}", self.started) })];
+        let ips = [
+            json!({ "ip": format!("10.0.0.{}", self.started) }),
+            json!({ "ip": format!("fd00::{}", self.started) }),
+        ];
         self.set_status(pods::name(pod), json!({ "phase": "Running", "podIP": ips[0]["ip"], "podIPs": ips,
             "conditions": [{ "type": "Ready", "status": "True", "lastTransitionTime": "2020-01-01T00:00:00Z" }] }));
         true
@@ -257,8 +265,11 @@ proptest! {
 fn a_service_follows_its_pods() {
     let mut cluster = Cluster::new();
     cluster.create(DEPLOYMENTS, deployment(2, json!({})));
-    cluster.create(SERVICES, json!({ "metadata": { "name": "web" }, "spec": { "ipFamilyPolicy": "PreferDualStack",
-        "selector": { "app": "web" }, "ports": [{ "port": 80, "targetPort": "http" }] } }));
+    cluster.create(
+        SERVICES,
+        json!({ "metadata": { "name": "web" }, "spec": { "ipFamilyPolicy": "PreferDualStack",
+        "selector": { "app": "web" }, "ports": [{ "port": 80, "targetPort": "http" }] } }),
+    );
     cluster.settle();
     let slices = cluster.all(SLICES);
     assert_eq!(slices.len(), 2);
@@ -273,12 +284,25 @@ fn a_service_follows_its_pods() {
         let conditions = json!({ "ready": true, "serving": true, "terminating": false });
         assert!(endpoints.iter().all(|one| one["conditions"] == conditions), "{slice:#}");
     }
-    assert_eq!(cluster.get(ENDPOINTS, "web")["subsets"][0]["addresses"].as_array().unwrap().len(), 2);
+    assert_eq!(
+        cluster.get(ENDPOINTS, "web")["subsets"][0]["addresses"].as_array().unwrap().len(),
+        2
+    );
     // One is no longer ready: it stays, with that said.
     let pod = cluster.all(PODS)[0].clone();
-    cluster.set_status(pods::name(&pod), json!({ "conditions": [{ "type": "Ready", "status": "False" }] }));
+    cluster.set_status(
+        pods::name(&pod),
+        json!({ "conditions": [{ "type": "Ready", "status": "False" }] }),
+    );
     cluster.settle();
-    let ready = |slice: &Value| slice["endpoints"].as_array().unwrap().iter().filter(|e| e["conditions"]["ready"] == true).count();
+    let ready = |slice: &Value| {
+        slice["endpoints"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .filter(|e| e["conditions"]["ready"] == true)
+            .count()
+    };
     assert!(cluster.all(SLICES).iter().all(|slice| ready(slice) == 1));
     let subset = cluster.get(ENDPOINTS, "web")["subsets"][0].clone();
     assert_eq!(subset["notReadyAddresses"].as_array().unwrap().len(), 1, "{subset:#}");
@@ -286,12 +310,29 @@ fn a_service_follows_its_pods() {
     let other = cluster.all(PODS)[1].clone();
     let name = pods::name(&other).to_owned();
     let node = json!({ "target": { "name": "node-1" } });
-    cluster.controllers.api.bind(&cluster.target(PODS, &name), &node, &WriteOptions::by("t")).unwrap();
-    cluster.controllers.api.delete(&cluster.target(PODS, &name), &DeleteOptions::default()).unwrap();
+    cluster
+        .controllers
+        .api
+        .bind(&cluster.target(PODS, &name), &node, &WriteOptions::by("t"))
+        .unwrap();
+    cluster
+        .controllers
+        .api
+        .delete(&cluster.target(PODS, &name), &DeleteOptions::default())
+        .unwrap();
     cluster.settle();
     let slice = cluster.all(SLICES)[0].clone();
-    let going = slice["endpoints"].as_array().unwrap().iter().find(|e| e["targetRef"]["name"] == *name).unwrap().clone();
-    assert_eq!(going["conditions"], json!({ "ready": false, "serving": true, "terminating": true }));
+    let going = slice["endpoints"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|e| e["targetRef"]["name"] == *name)
+        .unwrap()
+        .clone();
+    assert_eq!(
+        going["conditions"],
+        json!({ "ready": false, "serving": true, "terminating": true })
+    );
 }
 
 #[test]
@@ -304,12 +345,19 @@ fn endpoints_that_users_write_become_slices() {
     cluster.settle();
     let slices = cluster.all(SLICES);
     let of = |family: &str| slices.iter().find(|slice| slice["addressType"] == family).unwrap();
-    assert_eq!(of("IPv4")["endpoints"], json!([
+    assert_eq!(
+        of("IPv4")["endpoints"],
+        json!([
         { "addresses": ["192.0.2.1"], "conditions": { "ready": true } },
-        { "addresses": ["192.0.2.2"], "conditions": { "ready": false } }]));
+        { "addresses": ["192.0.2.2"], "conditions": { "ready": false } }])
+    );
     assert_eq!(of("IPv6")["endpoints"].as_array().unwrap().len(), 1);
     assert_eq!(of("IPv6")["ports"], json!([{ "name": "p", "port": 8080, "protocol": "TCP" }]));
-    cluster.merge(ENDPOINTS, "ext", json!({ "subsets": [{ "addresses": [{ "ip": "192.0.2.1" }], "ports": [{ "port": 9 }] }] }));
+    cluster.merge(
+        ENDPOINTS,
+        "ext",
+        json!({ "subsets": [{ "addresses": [{ "ip": "192.0.2.1" }], "ports": [{ "port": 9 }] }] }),
+    );
     cluster.settle();
     let slices = cluster.all(SLICES);
     assert_eq!(slices.len(), 1, "{slices:#?}");
@@ -324,9 +372,14 @@ fn endpoints_that_users_write_become_slices() {
 #[test]
 fn stateful_pods_come_in_order_and_go_in_reverse() {
     let mut cluster = Cluster::new();
-    cluster.create(STATEFUL_SETS, json!({ "metadata": { "name": "db" }, "spec": { "replicas": 3, "serviceName": "db",
-        "selector": { "matchLabels": { "app": "db" } }, "template": template("db", "image:1") } }));
-    let names = |cluster: &Cluster| cluster.all(PODS).iter().map(|pod| pods::name(pod).to_owned()).collect::<Vec<_>>();
+    cluster.create(
+        STATEFUL_SETS,
+        json!({ "metadata": { "name": "db" }, "spec": { "replicas": 3, "serviceName": "db",
+        "selector": { "matchLabels": { "app": "db" } }, "template": template("db", "image:1") } }),
+    );
+    let names = |cluster: &Cluster| {
+        cluster.all(PODS).iter().map(|pod| pods::name(pod).to_owned()).collect::<Vec<_>>()
+    };
     for expected in [&["db-0"][..], &["db-0", "db-1"], &["db-0", "db-1", "db-2"]] {
         cluster.settle();
         assert_eq!(names(&cluster), expected);
@@ -334,17 +387,38 @@ fn stateful_pods_come_in_order_and_go_in_reverse() {
     }
     cluster.settle();
     // An update begins with the last and leaves those below the partition alone.
-    cluster.merge(STATEFUL_SETS, "db", json!({ "spec": { "template": template("db", "image:2"),
-        "updateStrategy": { "rollingUpdate": { "partition": 1 } } } }));
+    cluster.merge(
+        STATEFUL_SETS,
+        "db",
+        json!({ "spec": { "template": template("db", "image:2"),
+        "updateStrategy": { "rollingUpdate": { "partition": 1 } } } }),
+    );
     cluster.settle();
-    assert_eq!(cluster.all(PODS).iter().map(image).collect::<Vec<_>>(), ["image:1", "image:1", "image:2"]);
+    assert_eq!(
+        cluster.all(PODS).iter().map(image).collect::<Vec<_>>(),
+        ["image:1", "image:1", "image:2"]
+    );
     cluster.converge();
-    assert_eq!(cluster.all(PODS).iter().map(image).collect::<Vec<_>>(), ["image:1", "image:2", "image:2"]);
+    assert_eq!(
+        cluster.all(PODS).iter().map(image).collect::<Vec<_>>(),
+        ["image:1", "image:2", "image:2"]
+    );
     // A pod below the partition comes back as it was.
-    cluster.controllers.api.delete(&cluster.target(PODS, "db-0"), &DeleteOptions::default()).unwrap();
+    cluster
+        .controllers
+        .api
+        .delete(&cluster.target(PODS, "db-0"), &DeleteOptions::default())
+        .unwrap();
     cluster.converge();
-    assert_eq!(cluster.all(PODS).iter().map(image).collect::<Vec<_>>(), ["image:1", "image:2", "image:2"]);
-    cluster.merge(STATEFUL_SETS, "db", json!({ "spec": { "updateStrategy": { "rollingUpdate": { "partition": 0 } } } }));
+    assert_eq!(
+        cluster.all(PODS).iter().map(image).collect::<Vec<_>>(),
+        ["image:1", "image:2", "image:2"]
+    );
+    cluster.merge(
+        STATEFUL_SETS,
+        "db",
+        json!({ "spec": { "updateStrategy": { "rollingUpdate": { "partition": 0 } } } }),
+    );
     cluster.converge();
     let status = cluster.get(STATEFUL_SETS, "db")["status"].clone();
     assert_eq!(status["currentRevision"], status["updateRevision"], "{status:#}");
@@ -385,8 +459,10 @@ fn a_daemon_set_replaces_one_pod_after_the_other() {
 
 #[test]
 fn a_job_ends_well_or_badly() {
-    let job = |limit: i64| json!({ "metadata": { "name": "sum" }, "spec": { "completions": 3, "parallelism": 2, "backoffLimit": limit,
-        "template": { "spec": { "restartPolicy": "Never", "containers": [{ "name": "c", "image": "i" }] } } } });
+    let job = |limit: i64| {
+        json!({ "metadata": { "name": "sum" }, "spec": { "completions": 3, "parallelism": 2, "backoffLimit": limit,
+        "template": { "spec": { "restartPolicy": "Never", "containers": [{ "name": "c", "image": "i" }] } } } })
+    };
     let finish = |cluster: &mut Cluster, phase: &str| {
         let pods = cluster.all(PODS);
         let pod = pods.iter().find(|pod| pods::is_active(pod)).unwrap();
