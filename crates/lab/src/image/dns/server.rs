@@ -45,7 +45,7 @@ pub struct Server<Z> {
 enum Step {
     Nothing,
     Reply(Vec<u8>),
-    Ask(Pending),
+    Ask(Box<Pending>),
 }
 
 /// A question for others, and what is known already.
@@ -96,12 +96,12 @@ impl<Z: Zone + Send + 'static> Server<Z> {
         };
         match upstream.recall(&query, request.dnssec()) {
             Some(found) => Step::Reply(request.respond(join(known, found), self.flags(false))),
-            None => Step::Ask(Pending { request, known, query }),
+            None => Step::Ask(Box::new(Pending { request, known, query })),
         }
     }
 
-    async fn finish(&self, pending: Pending) -> Vec<u8> {
-        let Pending { request, known, query } = pending;
+    async fn finish(&self, pending: Box<Pending>) -> Vec<u8> {
+        let Pending { request, known, query } = *pending;
         let (Some(upstream), Ok(_permit)) = (&self.upstream, self.waiting.try_acquire()) else {
             return request.refuse(ResponseCode::ServFail);
         };

@@ -38,9 +38,15 @@ pub enum AskError {
     /// The network said no.
     #[error("ask {0}: {1}")]
     Network(SocketAddr, #[source] io::Error),
+    /// The question cannot be written.
+    #[error("write the question: {0}")]
+    Question(#[from] hickory_proto::ProtoError),
     /// The server sent something else.
-    #[error("{0} answers with what cannot be read")]
-    Malformed(SocketAddr),
+    #[error("{0} answers another question")]
+    Other(SocketAddr),
+    /// There is nobody to ask.
+    #[error("no servers")]
+    Nobody,
     /// The server cannot or does not want to.
     #[error("{0} says {1}")]
     Refused(SocketAddr, ResponseCode),
@@ -71,7 +77,7 @@ impl Upstream {
                 Err(error) => last = Some(error),
             }
         }
-        Err(last.unwrap_or(AskError::Refused(([0, 0, 0, 0], 0).into(), ResponseCode::Refused)))
+        Err(last.unwrap_or(AskError::Nobody))
     }
 
     fn cache(&self) -> std::sync::MutexGuard<'_, Cache> {
@@ -94,7 +100,7 @@ async fn ask_server(
     let mut edns = Edns::new();
     edns.set_max_payload(UDP_PAYLOAD_MAX).set_dnssec_ok(dnssec_ok);
     message.edns = Some(edns);
-    let bytes = message.to_vec().map_err(|_| AskError::Malformed(server))?;
+    let bytes = message.to_vec()?;
 
     let network = |error| AskError::Network(server, error);
     let late = |_| AskError::Timeout(server);
@@ -106,7 +112,7 @@ async fn ask_server(
         reply =
             timeout(PATIENCE, over_tcp(server, &bytes)).await.map_err(late)?.map_err(network)?;
         if !belongs(&reply, &message) {
-            return Err(AskError::Malformed(server));
+            return Err(AskError::Other(server));
         }
     }
     let code = reply.metadata.response_code;
