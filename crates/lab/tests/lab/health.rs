@@ -13,13 +13,14 @@ const SECONDS_30: Duration = Duration::from_secs(30);
 
 /// What node-1 finds when it probes now.
 fn probe(lab: &Lab) -> Value {
-    let args = ["status", "--probe", "-o", "json", "--node", "node-1", "--lab", &lab.name];
-    let output = Command::new(bin_dir().join("cilium-health")).args(args).output().unwrap();
+    let args =
+        ["health", "status", "--probe", "-o", "json", "--node", "node-1", "--lab", &lab.name];
+    let output = Command::new(bin_dir().join("cilium")).args(args).output().unwrap();
     assert!(output.status.success(), "{}", text(&output));
     serde_json::from_slice(&output.stdout).unwrap()
 }
 
-/// The statuses of one protocol over all paths to a node, sorted; the empty one is success.
+/// The statuses of one protocol over all paths to a node; the empty one is success.
 fn statuses(found: &Value, node: &str, target: &str, protocol: &str) -> Vec<String> {
     let nodes = found["nodes"].as_array().unwrap();
     let Some(node) = nodes.iter().find(|n| n["name"] == format!("default/{node}")) else {
