@@ -27,7 +27,7 @@ fn client(node: &Node) -> Client {
     Client::new(node.socket.with_file_name(HEALTH_SOCKET_NAME))
 }
 
-fn status(node: &Node, probe: bool) -> Result<HealthStatusResponse> {
+pub(crate) fn status(node: &Node, probe: bool) -> Result<HealthStatusResponse> {
     let mut client = client(node);
     Ok(if probe {
         client.put(health_path::PROBE, &())?
