@@ -117,6 +117,8 @@ fn load(root: &Root) -> anyhow::Result<()> {
 struct Report {
     name: &'static str,
     method: String,
+    /// The machine's load average before: what else was going on.
+    load: String,
     /// The variant that others are divided by.
     baseline: Option<&'static str>,
     metrics: BTreeMap<String, BTreeMap<String, Vec<f64>>>,
@@ -139,6 +141,7 @@ impl Report {
         Self {
             name,
             method: method.into(),
+            load: load_average(),
             baseline: None,
             metrics: BTreeMap::new(),
             limits: Vec::new(),
@@ -179,7 +182,7 @@ impl Report {
             .map(|(limit, reached)| json!({"limit": limit, "reached": reached}))
             .collect();
         let report = json!({
-            "name": self.name, "kernel": kernel, "cpus": cpus(), "method": self.method,
+            "name": self.name, "kernel": kernel, "cpus": cpus(), "load": self.load, "method": self.method,
             "rows": rows, "limits": limits,
         });
         println!("\n{}", record::markdown(&report));
@@ -215,6 +218,12 @@ impl Report {
         };
         Some((format!("{}, {}: {value:.3}{of} ({bound})", limit.metric, limit.variant), reached))
     }
+}
+
+/// The load average of the last minute.
+fn load_average() -> String {
+    let text = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    text.split(' ').next().unwrap_or("?").to_owned()
 }
 
 fn cpus() -> usize {

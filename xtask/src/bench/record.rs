@@ -43,9 +43,10 @@ pub(super) fn markdown(report: &Value) -> String {
     let mut out = format!("## {}\n\n", text(&report["name"]));
     let _ = writeln!(
         out,
-        "{}, {} CPUs. {}\n",
+        "{}, {} CPUs, load average {} before the run. {}\n",
         text(&report["kernel"]),
         report["cpus"],
+        report["load"].as_str().unwrap_or("not noted"),
         text(&report["method"])
     );
     for limit in list(&report["limits"]) {
