@@ -116,6 +116,9 @@ pub(crate) struct Cluster {
     /// The context of that file
     #[arg(long, value_name = "NAME")]
     pub(crate) context: Option<String>,
+    /// Where the agents' pods are
+    #[arg(short, long, value_name = "NAME", default_value = "kube-system")]
+    pub(crate) namespace: String,
     /// The lab of this name
     #[arg(long, env = "CILIUM_LAB", value_name = "NAME")]
     pub(crate) lab: Option<String>,

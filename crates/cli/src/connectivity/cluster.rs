@@ -21,7 +21,7 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 
 use super::args::{self, Images};
-use super::plan::{ECHO_PORT, Executed, Peer, Pod, World, of_family};
+use super::plan::{ECHO_PORT, Executed, Peer, Place, Pod, World, of_family};
 use crate::output::Table;
 
 /// Who applies the test's objects.
@@ -31,6 +31,8 @@ const FIELD_MANAGER: &str = "cilium-connectivity-test";
 const SLEEP: &str = "trap 'exit 0' TERM INT; sleep 2147483647 & wait $!";
 /// The container of every pod.
 const CONTAINER: &str = "main";
+/// That of an agent, in Cilium's DaemonSet.
+const AGENT_CONTAINER: &str = "cilium-agent";
 /// The only container runtime with this scheme is the lab's.
 const LAB_RUNTIME: &str = "cilium-lab://";
 /// Much more than any of our commands prints.
@@ -41,7 +43,17 @@ pub(crate) struct Cluster {
     client: Client,
     pub(crate) context: String,
     pub(crate) namespace: String,
+    agent_namespace: String,
     server: String,
+    /// How kubectl finds the cluster, where it would not by itself.
+    kubectl: Vec<String>,
+}
+
+/// A container that commands run in.
+pub(crate) struct InPod<'a> {
+    namespace: &'a str,
+    name: &'a str,
+    container: &'a str,
 }
 
 /// The nodes to use.
@@ -71,11 +83,17 @@ impl Cluster {
             .await
             .context("the kubeconfig does not describe a cluster")?;
         let server = config.cluster_url.to_string();
+        let chosen = file.map(|path| format!("--kubeconfig={}", path.display()));
+        let kubectl =
+            chosen.into_iter().chain(args.context.iter().map(|c| format!("--context={c}")));
+        let kubectl = kubectl.collect();
         Ok(Self {
             client: Client::try_from(config).context("cannot make a client of the API server")?,
             context: context.unwrap_or_else(|| "cluster".to_owned()),
             namespace: namespace.to_owned(),
+            agent_namespace: args.namespace.clone(),
             server,
+            kubectl,
         })
     }
 
@@ -109,9 +127,9 @@ impl Cluster {
         let lab = list.items.iter().any(is_lab);
         let all: Vec<Node> = list.items.into_iter().filter(takes_pods).collect();
         let mut names = all.iter().map(ResourceExt::name_any);
-        let near = names
-            .next()
-            .ok_or_else(|| anyhow!("no node is ready and takes pods; look with: kubectl get nodes"))?;
+        let near = names.next().ok_or_else(|| {
+            anyhow!("no node is ready and takes pods; look with: kubectl get nodes")
+        })?;
         let far = if single { None } else { names.next() };
         Ok(Nodes { near, far, all, lab })
     }
@@ -180,6 +198,7 @@ impl Cluster {
         nodes: &Nodes,
         wanted: &[IpFamily],
         outside: Vec<SocketAddr>,
+        agents: Vec<Place>,
     ) -> Result<World> {
         let pods = self.pods().await?;
         let of_kind = |kind: &str| -> Vec<Pod> {
@@ -193,10 +212,10 @@ impl Cluster {
             mine
         };
         let (clients, echoes) = (of_kind("client"), of_kind("echo"));
-        let peers = nodes.all.iter().map(|node| Peer {
-            name: node.name_any(),
-            addresses: node_addresses(node),
-        });
+        let peers = nodes
+            .all
+            .iter()
+            .map(|node| Peer { name: node.name_any(), addresses: node_addresses(node) });
         let families = families(wanted, &[&clients[..], &echoes[..]].concat())?;
         Ok(World {
             namespace: self.namespace.clone(),
@@ -206,27 +225,35 @@ impl Cluster {
             hosts: of_kind(HOST_NETNS),
             nodes: peers.collect(),
             outside,
+            agents,
         })
     }
 
+    /// The pods of agents, where agents are pods.
+    pub(crate) async fn agent_pods(&self) -> Vec<String> {
+        let pods: Api<PodObject> = Api::namespaced(self.client.clone(), &self.agent_namespace);
+        let list = pods.list(&ListParams::default().labels("k8s-app=cilium")).await;
+        // Who may not look there can test everything else.
+        let pods = list.map(|list| list.items).unwrap_or_default();
+        pods.iter().filter(|pod| is_running(pod)).map(ResourceExt::name_any).collect()
+    }
+
     /// Runs a command in a pod and waits for its end, but not for ever.
-    pub(crate) async fn exec(&self, pod: &str, argv: &[String], limit: Duration) -> Executed {
+    pub(crate) async fn exec(&self, pod: &InPod<'_>, argv: &[String], limit: Duration) -> Executed {
         match tokio::time::timeout(limit, self.exec_to_end(pod, argv)).await {
             Ok(Ok(executed)) => executed,
-            Ok(Err(error)) => {
-                Executed { error: Some(format!("cannot run it: {error:#}")), ..Default::default() }
+            Ok(Err(error)) => Executed::failed(format!("cannot run it: {error:#}")),
+            Err(_elapsed) => {
+                Executed::failed(format!("the command has not ended after {} s", limit.as_secs()))
             }
-            Err(_elapsed) => Executed {
-                error: Some(format!("the command has not ended after {} s", limit.as_secs())),
-                ..Default::default()
-            },
         }
     }
 
-    async fn exec_to_end(&self, pod: &str, argv: &[String]) -> Result<Executed> {
-        let params =
-            AttachParams { container: Some(CONTAINER.to_owned()), ..AttachParams::default() };
-        let mut attached = self.api::<PodObject>().exec(pod, argv, &params).await?;
+    async fn exec_to_end(&self, pod: &InPod<'_>, argv: &[String]) -> Result<Executed> {
+        let (namespace, container) = (pod.namespace, pod.container.to_owned());
+        let params = AttachParams { container: Some(container), ..AttachParams::default() };
+        let pods: Api<PodObject> = Api::namespaced(self.client.clone(), namespace);
+        let mut attached = pods.exec(pod.name, argv, &params).await?;
         let (stdout, stderr) = (attached.stdout(), attached.stderr());
         let status = attached.take_status();
         let (stdout, stderr, status) = futures::join!(read(stdout), read(stderr), async {
@@ -245,10 +272,22 @@ impl Cluster {
         Ok(Executed { stdout: stdout?, stderr: stderr?, error })
     }
 
+    /// A pod of the test.
+    pub(crate) fn test_pod<'a>(&'a self, name: &'a str) -> InPod<'a> {
+        InPod { namespace: &self.namespace, name, container: CONTAINER }
+    }
+
+    /// The pod of an agent.
+    pub(crate) fn agent_pod<'a>(&'a self, name: &'a str) -> InPod<'a> {
+        InPod { namespace: &self.agent_namespace, name, container: AGENT_CONTAINER }
+    }
+
     /// The command line with which a user repeats an action.
-    pub(crate) fn by_hand(&self, pod: &str, argv: &[String]) -> String {
-        let words = argv.iter().map(|word| quoted(word)).collect::<Vec<_>>().join(" ");
-        format!("kubectl -n {} exec {pod} -c {CONTAINER} -- {words}", self.namespace)
+    pub(crate) fn by_hand(&self, pod: &InPod<'_>, argv: &[String]) -> String {
+        let InPod { namespace, name, container } = *pod;
+        let target = ["-n", namespace, "exec", name, "-c", container, "--"].map(str::to_owned);
+        let words = [&["kubectl".to_owned()], &self.kubectl[..], &target, argv].concat();
+        words.iter().map(|word| quoted(word)).collect::<Vec<_>>().join(" ")
     }
 
     async fn pods(&self) -> Result<Vec<PodObject>> {
@@ -650,11 +689,13 @@ mod tests {
         let nodes = Nodes {
             near: "one".to_owned(),
             far: Some("two".to_owned()),
-            all: vec![node("one", json!({"kubernetes.io/hostname": "host-1"})), node("two", json!({}))],
+            all: vec![
+                node("one", json!({"kubernetes.io/hostname": "host-1"})),
+                node("two", json!({})),
+            ],
             lab: false,
         };
-        let images =
-            Images { curl_image: "curl:1".to_owned(), echo_image: "agnhost:1".to_owned() };
+        let images = Images { curl_image: "curl:1".to_owned(), echo_image: "agnhost:1".to_owned() };
         let all = deployments(&nodes, &images);
         let names: Vec<&str> = all.keys().copied().collect();
         assert_eq!(names, ["client", "client2", "client3", "echo-other-node", "echo-same-node"]);

@@ -25,11 +25,12 @@ use futures::StreamExt as _;
 
 use self::args::{Connectivity, Format, Test};
 use self::cluster::Cluster;
-use self::plan::{Action, Scenario, Selection, World};
+use self::plan::{Action, Executed, Method, Place, Scenario, Selection, World};
 use self::report::{ActionResult, Report, ScenarioResult, TestResult, millis};
 use crate::args::Whom;
 use crate::bpf;
-use crate::nodes::Nodes;
+use crate::health;
+use crate::nodes::{Node, Nodes};
 use crate::output::{self, Outcome, Style, Table};
 
 /// Commands that run in pods at the same time: none changes anything, so they do not disturb each
@@ -37,6 +38,8 @@ use crate::output::{self, Outcome, Style, Table};
 const ACTIONS_IN_FLIGHT: usize = 8;
 /// What a command may take beyond the time that it gives itself.
 const EXEC_MARGIN: Duration = Duration::from_secs(10);
+/// Between two rounds of probes of an agent.
+const PROBE_INTERVAL: Duration = Duration::from_secs(1);
 /// The world outside of a cluster that is no lab, as Cilium has it.
 const INTERNET: [[u8; 4]; 2] = [[1, 1, 1, 1], [1, 0, 0, 1]];
 
@@ -70,10 +73,17 @@ async fn run_test(test: &Test, scenarios: &[Scenario]) -> Result<Outcome> {
     }
     deployed?;
     let outside = outside(&test.world, nodes.lab);
-    let world = cluster.world(&nodes, &test.ip_families, outside).await?;
-    let drops = Drops::now(&cluster);
+    let here = agents_here(&cluster);
+    let mut agents: Vec<Place> =
+        here.iter().flat_map(|nodes| &nodes.all).map(|n| Place::AgentHere(n.label())).collect();
+    if agents.is_empty() {
+        agents = cluster.agent_pods().await.into_iter().map(Place::AgentPod).collect();
+    }
+    let world = cluster.world(&nodes, &test.ip_families, outside, agents).await?;
+    let drops = Drops::now(here.as_ref());
     let began = Instant::now();
-    let run = Run { test, cluster: &cluster, world: &world, progress: &progress };
+    let run =
+        Run { test, cluster: &cluster, world: &world, here: here.as_ref(), progress: &progress };
     let tests = run.tests(scenarios).await;
     let report = Report::new(&cluster.context, &cluster.namespace, began.elapsed(), tests);
     if !report.success {
@@ -114,6 +124,7 @@ struct Run<'a> {
     test: &'a Test,
     cluster: &'a Cluster,
     world: &'a World,
+    here: Option<&'a Nodes>,
     progress: &'a Progress,
 }
 
@@ -131,8 +142,7 @@ impl Run<'_> {
         let mut results = Vec::new();
         for (index, (name, scenarios)) in by_test.into_iter().enumerate() {
             let number = index + 1;
-            self.progress
-                .line(&format!("[=] [{namespace}] Test [{name}] [{number}/{total}]"));
+            self.progress.line(&format!("[=] [{namespace}] Test [{name}] [{number}/{total}]"));
             let mut result = TestResult { name: name.to_owned(), scenarios: Vec::new() };
             for scenario in scenarios {
                 result.scenarios.push(self.scenario(scenario).await);
@@ -147,7 +157,8 @@ impl Run<'_> {
         let name = scenario.name().to_owned();
         if actions.is_empty() {
             let lack = scenario.lack();
-            self.progress.line(&format!("  [-] Scenario [{}] skipped: {lack}", scenario.full_name()));
+            self.progress
+                .line(&format!("  [-] Scenario [{}] skipped: {lack}", scenario.full_name()));
             return ScenarioResult { name, skipped: Some(lack.to_owned()), actions: Vec::new() };
         }
         self.progress.line(&format!("  [-] Scenario [{}]", scenario.full_name()));
@@ -173,15 +184,23 @@ impl Run<'_> {
 
     async fn action(&self, action: &Action) -> ActionResult {
         let argv = action.argv(&self.test.patience);
-        let limit = self.test.patience.request_timeout + EXEC_MARGIN;
         let began = Instant::now();
-        let executed = self.cluster.exec(&action.pod, &argv, limit).await;
-        let error = action.verdict(&executed);
+        let request = self.test.patience.request_timeout;
+        let (executed, error) = loop {
+            let executed = self.execute(action, &argv, request + EXEC_MARGIN).await;
+            let error = action.verdict(&executed);
+            // Health endpoints may still be starting, and agents do not tell when.
+            let again = action.method == Method::Health && began.elapsed() < request;
+            if error.is_none() || !again {
+                break (executed, error);
+            }
+            tokio::time::sleep(PROBE_INTERVAL).await;
+        };
         ActionResult {
             name: action.name.clone(),
             from: action.from.clone(),
             to: action.to.clone(),
-            command: self.cluster.by_hand(&action.pod, &argv),
+            command: self.by_hand(&action.place, &argv),
             success: error.is_none(),
             duration_ms: millis(began.elapsed()),
             error,
@@ -189,6 +208,54 @@ impl Run<'_> {
             stderr: executed.stderr,
         }
     }
+
+    async fn execute(&self, action: &Action, argv: &[String], limit: Duration) -> Executed {
+        match &action.place {
+            Place::Pod(name) => self.cluster.exec(&self.cluster.test_pod(name), argv, limit).await,
+            Place::AgentPod(name) => {
+                self.cluster.exec(&self.cluster.agent_pod(name), argv, limit).await
+            }
+            Place::AgentHere(name) => {
+                let mut nodes = self.here.iter().flat_map(|nodes| &nodes.all);
+                match nodes.find(|node| node.label() == *name) {
+                    Some(node) => probe(node.clone(), limit).await,
+                    None => Executed::failed(format!("the lab has no node {name:?}")),
+                }
+            }
+        }
+    }
+
+    fn by_hand(&self, place: &Place, argv: &[String]) -> String {
+        match place {
+            Place::Pod(name) => self.cluster.by_hand(&self.cluster.test_pod(name), argv),
+            Place::AgentPod(name) => self.cluster.by_hand(&self.cluster.agent_pod(name), argv),
+            Place::AgentHere(node) => {
+                let lab = self.cluster.lab_name().map(|lab| format!(" --lab {lab}"));
+                format!("cilium health status --probe --node {node}{}", lab.unwrap_or_default())
+            }
+        }
+    }
+}
+
+/// Asks an agent of this machine; its socket blocks.
+async fn probe(node: Node, limit: Duration) -> Executed {
+    let asked = tokio::task::spawn_blocking(move || -> Result<String> {
+        Ok(serde_json::to_string(&health::status(&node, true)?)?)
+    });
+    match tokio::time::timeout(limit, asked).await {
+        Ok(Ok(Ok(stdout))) => Executed { stdout, ..Executed::default() },
+        Ok(Ok(Err(error))) => Executed::failed(format!("cannot ask the agent: {error:#}")),
+        Ok(Err(error)) => Executed::failed(format!("cannot ask the agent: {error}")),
+        Err(_elapsed) => {
+            Executed::failed(format!("the agent has not answered after {} s", limit.as_secs()))
+        }
+    }
+}
+
+/// The cluster's agents, if it is a lab of this machine.
+fn agents_here(cluster: &Cluster) -> Option<Nodes> {
+    let whom = Whom { lab: Some(cluster.lab_name()?), ..Whom::default() };
+    Nodes::select(&whom).ok()
 }
 
 /// Where the steps are told; a data format has standard output for itself.
@@ -213,25 +280,23 @@ impl Progress {
 }
 
 /// The datapath's counters of drops, node by node, where they are on this machine: in a lab.
-struct Drops {
-    nodes: Option<Nodes>,
+struct Drops<'a> {
+    nodes: Option<&'a Nodes>,
     before: Counters,
 }
 
 /// Packets by node, reason and direction.
 type Counters = BTreeMap<(String, String, &'static str), u64>;
 
-impl Drops {
-    fn now(cluster: &Cluster) -> Self {
-        let whom = cluster.lab_name().map(|lab| Whom { lab: Some(lab), ..Whom::default() });
-        let nodes = whom.and_then(|whom| Nodes::select(&whom).ok());
-        let before = nodes.as_ref().map(drops).unwrap_or_default();
+impl<'a> Drops<'a> {
+    fn now(nodes: Option<&'a Nodes>) -> Self {
+        let before = nodes.map(drops).unwrap_or_default();
         Self { nodes, before }
     }
 
     /// What was dropped meanwhile, as text.
     fn since(&self) -> String {
-        let Some(nodes) = &self.nodes else { return String::new() };
+        let Some(nodes) = self.nodes else { return String::new() };
         let mut table = Table::new(&["NODE", "REASON", "DIRECTION", "PACKETS"]);
         let mut some = false;
         for (key, packets) in drops(nodes) {

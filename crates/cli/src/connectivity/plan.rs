@@ -10,6 +10,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use api::rest::HealthStatusResponse;
 use model::IpFamily;
 use regex::Regex;
 
@@ -42,7 +43,19 @@ pub(crate) struct World {
     pub(crate) hosts: Vec<Pod>,
     pub(crate) nodes: Vec<Peer>,
     pub(crate) outside: Vec<SocketAddr>,
+    pub(crate) agents: Vec<Place>,
     pub(crate) families: Vec<IpFamily>,
+}
+
+/// Where a command runs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// A pod of the test.
+    Pod(String),
+    /// The pod of an agent.
+    AgentPod(String),
+    /// The agent of this node, on this machine: it is asked without a command.
+    AgentHere(String),
 }
 
 /// One way of talking. Cilium's names.
@@ -54,17 +67,20 @@ pub(crate) enum Scenario {
     HostToPod,
     PodToCidr,
     PodToPodNoFrag,
+    CiliumHealth,
 }
 
 /// How an action talks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Method {
     /// HTTP must succeed; the server must have seen this address, where one is given.
-    Http { seen_as: Option<IpAddr> },
+    Http { server: SocketAddr, seen_as: Option<IpAddr> },
     /// An echo request must be answered.
-    Ping,
+    Ping(IpAddr),
     /// So must the largest that the sender's route allows, which nobody may fragment.
-    LargestPing,
+    LargestPing(IpAddr),
+    /// The agent must reach all nodes and health endpoints.
+    Health,
 }
 
 /// One command in one pod.
@@ -72,12 +88,10 @@ pub(crate) enum Method {
 pub(crate) struct Action {
     /// `TEST/SCENARIO/ping-ipv4-0`.
     pub(crate) name: String,
-    /// The pod in which the command runs.
-    pub(crate) pod: String,
+    pub(crate) place: Place,
     /// Sender and receiver for people.
     pub(crate) from: String,
     pub(crate) to: String,
-    pub(crate) target: SocketAddr,
     pub(crate) method: Method,
 }
 
@@ -90,19 +104,29 @@ pub(crate) struct Executed {
     pub(crate) error: Option<String>,
 }
 
+impl Executed {
+    pub(crate) fn failed(error: String) -> Self {
+        Self { error: Some(error), ..Self::default() }
+    }
+}
+
 impl Scenario {
-    pub(crate) const ALL: [Self; 6] = [
+    pub(crate) const ALL: [Self; 7] = [
         Self::PodToPod,
         Self::ClientToClient,
         Self::PodToHost,
         Self::HostToPod,
         Self::PodToCidr,
         Self::PodToPodNoFrag,
+        Self::CiliumHealth,
     ];
 
     /// The test that it belongs to.
     pub(crate) fn test(self) -> &'static str {
-        "no-policies"
+        match self {
+            Self::CiliumHealth => "health",
+            _ => "no-policies",
+        }
     }
 
     pub(crate) fn name(self) -> &'static str {
@@ -113,6 +137,7 @@ impl Scenario {
             Self::HostToPod => "host-to-pod",
             Self::PodToCidr => "pod-to-cidr",
             Self::PodToPodNoFrag => "pod-to-pod-no-frag",
+            Self::CiliumHealth => "cilium-health",
         }
     }
 
@@ -123,7 +148,9 @@ impl Scenario {
 
     pub(crate) fn description(self) -> &'static str {
         match self {
-            Self::PodToPod => "HTTP from every client to every echo pod, which sees the client's address",
+            Self::PodToPod => {
+                "HTTP from every client to every echo pod, which sees the client's address"
+            }
             Self::ClientToClient => "ping from every client to every other",
             Self::PodToHost => "ping from every client to every node",
             Self::HostToPod => "HTTP from every node to every echo pod",
@@ -131,6 +158,7 @@ impl Scenario {
             Self::PodToPodNoFrag => {
                 "ping from every client to every echo pod, as large as the route allows"
             }
+            Self::CiliumHealth => "every agent probes all nodes and their health endpoints",
         }
     }
 
@@ -138,31 +166,32 @@ impl Scenario {
     pub(crate) fn lack(self) -> &'static str {
         match self {
             Self::PodToCidr => "no host outside is known; name one with --external-ip",
+            Self::CiliumHealth => {
+                "no agent is known, neither as a pod nor in a lab of this machine"
+            }
             _ => "nobody is there to talk to",
         }
     }
 
     /// Everything to do, family by family.
     pub(crate) fn actions(self, world: &World) -> Vec<Action> {
+        if self == Self::CiliumHealth {
+            return self.probes(world);
+        }
         let mut actions = Vec::new();
         for family in &world.families {
             let pairs = self.pairs(world, *family);
             for (number, (pod, sender, to, target)) in pairs.into_iter().enumerate() {
-                let method = self.method(sender);
-                let verb = match method {
-                    Method::Http { .. } => "curl",
-                    Method::Ping | Method::LargestPing => "ping",
-                };
-                let shown = match method {
-                    Method::Http { .. } => target.to_string(),
-                    Method::Ping | Method::LargestPing => target.ip().to_string(),
+                let method = self.method(sender, target);
+                let (verb, shown) = match method {
+                    Method::Http { server, .. } => ("curl", server.to_string()),
+                    _ => ("ping", target.ip().to_string()),
                 };
                 actions.push(Action {
                     name: format!("{}/{verb}-{}-{number}", self.full_name(), word(*family)),
-                    pod: pod.name.clone(),
+                    place: Place::Pod(pod.name.clone()),
                     from: format!("{}/{} ({sender})", world.namespace, pod.name),
                     to: format!("{to} ({shown})"),
-                    target,
                     method,
                 });
             }
@@ -170,14 +199,31 @@ impl Scenario {
         actions
     }
 
-    fn method(self, sender: IpAddr) -> Method {
+    fn method(self, sender: IpAddr, target: SocketAddr) -> Method {
+        let http = |seen_as| Method::Http { server: target, seen_as };
         match self {
             // Between pods nothing may be translated. A node may choose among its addresses.
-            Self::PodToPod => Method::Http { seen_as: Some(sender) },
-            Self::HostToPod | Self::PodToCidr => Method::Http { seen_as: None },
-            Self::ClientToClient | Self::PodToHost => Method::Ping,
-            Self::PodToPodNoFrag => Method::LargestPing,
+            Self::PodToPod => http(Some(sender)),
+            Self::HostToPod | Self::PodToCidr => http(None),
+            Self::ClientToClient | Self::PodToHost => Method::Ping(target.ip()),
+            Self::PodToPodNoFrag => Method::LargestPing(target.ip()),
+            Self::CiliumHealth => Method::Health,
         }
+    }
+
+    /// One per agent, who knows itself whom to probe over which family.
+    fn probes(self, world: &World) -> Vec<Action> {
+        let probe = |(number, place): (usize, &Place)| Action {
+            name: format!("{}/probe-{number}", self.full_name()),
+            place: place.clone(),
+            from: match place {
+                Place::Pod(name) | Place::AgentPod(name) => name.clone(),
+                Place::AgentHere(node) => format!("the agent of {node}"),
+            },
+            to: "all nodes".to_owned(),
+            method: Method::Health,
+        };
+        world.agents.iter().enumerate().map(probe).collect()
     }
 
     /// Sender with its address, and receiver.
@@ -199,7 +245,8 @@ impl Scenario {
             Self::ClientToClient => pods(&world.clients),
             Self::PodToHost => {
                 let nodes = world.nodes.iter();
-                let addresses = nodes.flat_map(|node| node.addresses.iter().map(move |a| (node, a)));
+                let addresses =
+                    nodes.flat_map(|node| node.addresses.iter().map(move |a| (node, a)));
                 addresses
                     .filter(|(_, address)| IpFamily::of(**address) == family)
                     .map(|(node, address)| (node.name.clone(), SocketAddr::new(*address, 0)))
@@ -209,6 +256,7 @@ impl Scenario {
                 let outside = world.outside.iter().filter(|host| IpFamily::of(host.ip()) == family);
                 outside.map(|host| ("external".to_owned(), *host)).collect()
             }
+            Self::CiliumHealth => Vec::new(),
         };
         let mut pairs = Vec::new();
         for pod in senders {
@@ -225,22 +273,21 @@ impl Action {
     pub(crate) fn argv(&self, patience: &Patience) -> Vec<String> {
         let connect = seconds(patience.connect_timeout);
         let request = seconds(patience.request_timeout);
-        let address = self.target.ip();
         let line = match self.method {
-            Method::Http { seen_as } => {
+            Method::Http { server, seen_as } => {
                 let path = if seen_as.is_some() { "clientip" } else { "" };
                 format!(
                     "curl --silent --show-error --fail --connect-timeout {connect} --max-time \
-                     {request} http://{}/{path}",
-                    self.target
+                     {request} http://{server}/{path}"
                 )
             }
             // Until one is answered, or the time is over.
-            Method::Ping => format!("ping -c 1 -W {connect} -w {request} {address}"),
-            Method::LargestPing => {
+            Method::Ping(address) => format!("ping -c 1 -W {connect} -w {request} {address}"),
+            Method::LargestPing(address) => {
                 let script = largest_ping(address, &connect, &request);
                 return vec!["sh".to_owned(), "-c".to_owned(), script];
             }
+            Method::Health => "cilium-health status --probe -o json".to_owned(),
         };
         line.split(' ').map(str::to_owned).collect()
     }
@@ -250,13 +297,35 @@ impl Action {
         if let Some(error) = &executed.error {
             return Some(error.clone());
         }
-        let Method::Http { seen_as: Some(expected) } = self.method else { return None };
-        let seen = executed.stdout.trim();
-        match seen.parse::<SocketAddr>() {
-            Ok(seen) if seen.ip().to_canonical() == expected => None,
-            _ => Some(format!("the server should have seen {expected}, but says: {seen:?}")),
+        match self.method {
+            Method::Http { seen_as: Some(expected), .. } => {
+                wrong_client(&executed.stdout, expected)
+            }
+            Method::Health => unreachable_nodes(&executed.stdout),
+            _ => None,
         }
     }
+}
+
+fn wrong_client(answer: &str, expected: IpAddr) -> Option<String> {
+    let seen = answer.trim();
+    match seen.parse::<SocketAddr>() {
+        Ok(seen) if seen.ip().to_canonical() == expected => None,
+        _ => Some(format!("the server should have seen {expected}, but says: {seen:?}")),
+    }
+}
+
+fn unreachable_nodes(answer: &str) -> Option<String> {
+    let found: HealthStatusResponse = match serde_json::from_str(answer) {
+        Ok(found) => found,
+        Err(error) => return Some(format!("the agent's answer is not a health status: {error}")),
+    };
+    if found.nodes.is_empty() {
+        return Some("the agent knows no nodes".to_owned());
+    }
+    let bad = found.nodes.iter().filter(|node| !node.is_reachable());
+    let names: Vec<&str> = bad.map(|node| node.name.as_str()).collect();
+    (!names.is_empty()).then(|| format!("cannot be reached: {}", names.join(", ")))
 }
 
 /// The route says how large a packet may be, else the device does. It is the pod's shell that
@@ -265,7 +334,7 @@ fn largest_ping(address: IpAddr, connect: &str, request: &str) -> String {
     // RFC 791 and RFC 8200: the fixed header; RFC 792 and RFC 4443: the echo header.
     let (version, headers) = if address.is_ipv4() { (4, 20 + 8) } else { (6, 40 + 8) };
     format!(
-        "mtu=$(ip -{version} route show default | sed -n 's/.* mtu \\([0-9]*\\).*/\\1/p' | head -n 1); \
+        "mtu=$(ip -{version} route show default | sed -n \"s/.* mtu \\([0-9]*\\).*/\\1/p\" | head -n 1); \
          ping -M do -s $((${{mtu:-$(cat /sys/class/net/eth0/mtu)}} - {headers})) -c 1 -W {connect} \
          -w {request} {address}"
     )
@@ -336,6 +405,10 @@ pub(crate) mod tests {
             hosts: vec![pod("host-netns-a", 101)],
             nodes: vec![Peer { name: "node-1".to_owned(), addresses: addresses(101) }],
             outside: vec!["203.0.113.10:80".parse().unwrap()],
+            agents: vec![
+                Place::AgentPod("cilium-a".to_owned()),
+                Place::AgentHere("node-1".to_owned()),
+            ],
             families: families.to_vec(),
         }
     }
@@ -371,6 +444,8 @@ pub(crate) mod tests {
             no-policies/pod-to-pod-no-frag/ping-ipv4-1: cilium-test-1/client (10.0.0.1) -> cilium-test-1/echo-other-node (10.0.0.9)
             no-policies/pod-to-pod-no-frag/ping-ipv4-2: cilium-test-1/client2 (10.0.0.2) -> cilium-test-1/echo-same-node (10.0.0.8)
             no-policies/pod-to-pod-no-frag/ping-ipv4-3: cilium-test-1/client2 (10.0.0.2) -> cilium-test-1/echo-other-node (10.0.0.9)
+            health/cilium-health/probe-0: cilium-a -> all nodes
+            health/cilium-health/probe-1: the agent of node-1 -> all nodes
         "]]
         .assert_eq(&text);
     }
@@ -381,9 +456,13 @@ pub(crate) mod tests {
         let count = |scenario: Scenario| scenario.actions(&both).len();
         let counts: Vec<usize> = Scenario::ALL.iter().map(|s| count(*s)).collect();
         // Outside there is only a host with IPv4.
-        assert_eq!(counts, [8, 4, 4, 4, 2, 8]);
+        assert_eq!(counts, [8, 4, 4, 4, 2, 8, 2]);
         let v6 = Scenario::PodToPod.actions(&world(&[IpFamily::Ipv6]));
-        assert!(v6.iter().all(|a| a.target.is_ipv6() && a.name.contains("/curl-ipv6-")), "{v6:?}");
+        let is_v6 = |action: &Action| match action.method {
+            Method::Http { server, .. } => server.is_ipv6(),
+            _ => false,
+        };
+        assert!(v6.iter().all(|a| is_v6(a) && a.name.contains("/curl-ipv6-")), "{v6:?}");
         assert_eq!(Scenario::PodToCidr.actions(&world(&[IpFamily::Ipv6])), []);
     }
 
@@ -396,7 +475,7 @@ pub(crate) mod tests {
             of_each.into_iter().flatten().map(|action| action.argv(&patience()).join(" ") + "\n")
         });
         let text: String = commands.collect();
-        expect![[r"
+        expect![[r#"
             curl --silent --show-error --fail --connect-timeout 2 --max-time 10 http://10.0.0.8:8080/clientip
             curl --silent --show-error --fail --connect-timeout 2 --max-time 10 http://[fd00::9]:8080/clientip
             ping -c 1 -W 2 -w 10 10.0.0.2
@@ -407,9 +486,11 @@ pub(crate) mod tests {
             curl --silent --show-error --fail --connect-timeout 2 --max-time 10 http://[fd00::9]:8080/
             curl --silent --show-error --fail --connect-timeout 2 --max-time 10 http://203.0.113.10:80/
             curl --silent --show-error --fail --connect-timeout 2 --max-time 10 http://203.0.113.10:80/
-            sh -c mtu=$(ip -4 route show default | sed -n 's/.* mtu \([0-9]*\).*/\1/p' | head -n 1); ping -M do -s $((${mtu:-$(cat /sys/class/net/eth0/mtu)} - 28)) -c 1 -W 2 -w 10 10.0.0.8
-            sh -c mtu=$(ip -6 route show default | sed -n 's/.* mtu \([0-9]*\).*/\1/p' | head -n 1); ping -M do -s $((${mtu:-$(cat /sys/class/net/eth0/mtu)} - 48)) -c 1 -W 2 -w 10 fd00::9
-        "]]
+            sh -c mtu=$(ip -4 route show default | sed -n "s/.* mtu \([0-9]*\).*/\1/p" | head -n 1); ping -M do -s $((${mtu:-$(cat /sys/class/net/eth0/mtu)} - 28)) -c 1 -W 2 -w 10 10.0.0.8
+            sh -c mtu=$(ip -6 route show default | sed -n "s/.* mtu \([0-9]*\).*/\1/p" | head -n 1); ping -M do -s $((${mtu:-$(cat /sys/class/net/eth0/mtu)} - 48)) -c 1 -W 2 -w 10 fd00::9
+            cilium-health status --probe -o json
+            cilium-health status --probe -o json
+        "#]]
         .assert_eq(&text);
     }
 
@@ -432,6 +513,17 @@ pub(crate) mod tests {
         check(v6, "[fd00::1]:1", None, true);
         check(v6, "10.0.0.1:1", None, false);
         check(&Scenario::PodToHost.actions(&both)[0], "anything", None, true);
+        let health = &Scenario::CiliumHealth.actions(&both)[0];
+        let round = |status: &str| {
+            let probe = serde_json::json!({"status": status, "latency": 1});
+            let path = serde_json::json!({"ip": "10.0.0.1", "icmp": probe, "http": probe});
+            serde_json::json!({"nodes": [{"name": "n", "host": {"primary-address": path}}]})
+                .to_string()
+        };
+        check(health, &round(""), None, true);
+        check(health, &round("timed out"), None, false);
+        check(health, "{}", None, false);
+        check(health, "no such command", None, false);
     }
 
     #[test]
@@ -445,12 +537,15 @@ pub(crate) mod tests {
         };
         let all = Scenario::ALL.map(Scenario::name);
         check(&[], &all);
-        check(&["no-policies"], &all);
+        check(&["no-policies"], &all[..6]);
         check(&["nothing-of-this-name"], &[]);
         check(&["/pod-to-pod$"], &["pod-to-pod"]);
         check(&["no-policies/.*host"], &["pod-to-host", "host-to-pod"]);
+        check(&["^health/"], &["cilium-health"]);
         check(&["pod-to", "!pod-to-pod", "!cidr"], &["pod-to-host"]);
-        check(&["!pod"], &["client-to-client"]);
-        assert!(Selection::new(&["(".to_owned()]).unwrap_err().to_string().contains("--test \"(\""));
+        check(&["!pod"], &["client-to-client", "cilium-health"]);
+        assert!(
+            Selection::new(&["(".to_owned()]).unwrap_err().to_string().contains("--test \"(\"")
+        );
     }
 }

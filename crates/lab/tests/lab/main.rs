@@ -5,6 +5,7 @@
 //! nodes, pods, events and the ends of all logs.
 
 mod connectivity;
+mod connectivity_test;
 mod dns;
 mod faults;
 mod health;
