@@ -848,6 +848,8 @@ impl ContinueToken {
 mod tests {
     use super::*;
     use crate::apiserver::patch::Patch;
+    use k8s_openapi::api::apps::v1::{DaemonSet, Deployment, StatefulSet};
+    use k8s_openapi::api::batch::v1::Job;
     use k8s_openapi::api::core::v1::{ConfigMap, Node, Pod, Secret, Service};
     use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
     use proptest::prelude::*;
@@ -894,8 +896,20 @@ mod tests {
                     "schema": { "openAPIV3Schema": { "type": "object", "properties": { "spec": { "type": "object",
                         "properties": { "a": { "type": "string", "default": "x", "enum": ["x"] } } } } } } }] } }),
             ),
+            ("deployments.apps", json!({ "metadata": { "name": "o" }, "spec": { "replicas": 1, "selector": { "matchLabels": { "a": "b" } },
+                "strategy": { "type": "RollingUpdate", "rollingUpdate": { "maxSurge": 1 } }, "template": template() } })),
+            ("daemonsets.apps", json!({ "metadata": { "name": "o" }, "spec": { "selector": { "matchLabels": { "a": "b" } },
+                "updateStrategy": { "type": "RollingUpdate" }, "template": template() } })),
+            ("statefulsets.apps", json!({ "metadata": { "name": "o" }, "spec": { "serviceName": "s",
+                "selector": { "matchExpressions": [{ "key": "a", "operator": "In", "values": ["b"] }] }, "template": template() } })),
+            ("jobs.batch", json!({ "metadata": { "name": "o" }, "spec": { "completions": 2, "completionMode": "Indexed",
+                "template": { "spec": { "restartPolicy": "Never", "containers": [{ "name": "c", "image": "i" }] } } } })),
             ("os.x.io", json!({ "metadata": { "name": "o" }, "spec": { "a": "x" } })),
         ]
+    }
+
+    fn template() -> Value {
+        json!({ "metadata": { "labels": { "a": "b" } }, "spec": { "containers": [{ "name": "c", "image": "i" }] } })
     }
 
     /// Every pointer into a value, the root not included.
@@ -946,6 +960,10 @@ mod tests {
             "secrets" => serde_json::from_slice::<Secret>(&object.json).map(drop),
             "configmaps" => serde_json::from_slice::<ConfigMap>(&object.json).map(drop),
             "nodes" => serde_json::from_slice::<Node>(&object.json).map(drop),
+            "deployments.apps" => serde_json::from_slice::<Deployment>(&object.json).map(drop),
+            "daemonsets.apps" => serde_json::from_slice::<DaemonSet>(&object.json).map(drop),
+            "statefulsets.apps" => serde_json::from_slice::<StatefulSet>(&object.json).map(drop),
+            "jobs.batch" => serde_json::from_slice::<Job>(&object.json).map(drop),
             DEFINITIONS => {
                 serde_json::from_slice::<CustomResourceDefinition>(&object.json).map(drop)
             }
@@ -958,7 +976,7 @@ mod tests {
         /// Whatever is sent, the answer is an object that clients can read, or a refusal.
         #[test]
         fn odd_input_is_stored_well_or_refused(
-            which in 0_usize..7,
+            which in 0_usize..11,
             place in any::<prop::sample::Index>(),
             odd in odd_value(),
             way in 0_u8..6,

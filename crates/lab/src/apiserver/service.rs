@@ -209,12 +209,14 @@ fn normalise(service: &mut Value, old: Option<&Value>) {
     let unchanged =
         |name: &str, new: Option<&Value>| old.is_some_and(|old| Some(&old[name]) == new);
     match (spec.get("clusterIP").cloned(), spec.get("clusterIPs").cloned()) {
-        (Some(one), None) => drop(spec.insert("clusterIPs".into(), json!([one]))),
+        (Some(one), None) => {
+            spec.insert("clusterIPs".into(), json!([one]));
+        }
         (None, Some(list)) if old.is_none() => {
-            drop(spec.insert("clusterIP".into(), list[0].clone()))
+            spec.insert("clusterIP".into(), list[0].clone());
         }
         (None, Some(list)) if unchanged("clusterIPs", Some(&list)) => {
-            drop(spec.remove("clusterIPs"))
+            spec.remove("clusterIPs");
         }
         (Some(one), Some(list))
             if !unchanged("clusterIP", Some(&one)) && unchanged("clusterIPs", Some(&list)) =>

@@ -110,7 +110,12 @@ impl<'a> Changes<'a> {
         let allowed = if wanted > 0 { wanted + surge(self.deployment) } else { 0 };
         let max =
             sets.iter().filter_map(|set| annotation(set, MAX)).max().unwrap_or(allowed).max(1);
-        let share = |replicas: i64| ((replicas * allowed * 2 + max) / (max * 2)).max(0);
+        // Rounded, in numbers that cannot overflow.
+        let share = |replicas: i64| {
+            let (allowed, max) = (i128::from(allowed), i128::from(max));
+            let share = (i128::from(replicas) * allowed * 2 + max) / (max * 2);
+            i64::try_from(share).unwrap_or(i64::MAX).max(0)
+        };
         if self.newest.is_some() {
             self.new_replicas = share(self.new_replicas);
         }

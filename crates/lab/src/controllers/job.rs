@@ -162,7 +162,7 @@ impl<'a> State<'a> {
     /// Starts the pods that are missing, ends those that are too many.
     fn run(&self, plan: &mut Plan) {
         if let Some(limit) = self.spec("activeDeadlineSeconds") {
-            plan.again(self.start() + limit - self.now);
+            plan.again(self.start().saturating_add(limit) - self.now);
         }
         let parallelism = self.spec("parallelism").unwrap_or(1);
         let wanted = match self.spec("completions") {

@@ -40,6 +40,8 @@ const MANAGER: &str = "kube-controller-manager";
 /// When something that could not be written is tried again.
 const RETRY: Duration = Duration::from_secs(1);
 
+/// Nothing is left alone for longer than this when it waits for a time.
+const AGAIN_SECONDS_MAX: i64 = 24 * 60 * 60;
 /// Parsed objects that are kept; more are parsed again when they are needed.
 const PARSED_LEN_MAX: usize = 2_048;
 
@@ -124,7 +126,7 @@ impl Plan {
 
     /// Looks again after so many seconds, or before.
     fn again(&mut self, seconds: i64) {
-        let seconds = seconds.max(1);
+        let seconds = seconds.clamp(1, AGAIN_SECONDS_MAX);
         self.again_after = Some(self.again_after.map_or(seconds, |other| other.min(seconds)));
     }
 }

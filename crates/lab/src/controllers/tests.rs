@@ -458,6 +458,94 @@ fn a_daemon_set_replaces_one_pod_after_the_other() {
 }
 
 #[test]
+fn a_daemon_set_that_may_surge_has_a_working_pod_everywhere_at_all_times() {
+    let mut cluster = Cluster::new();
+    for n in 1..=3 {
+        cluster.create(NODES, json!({ "metadata": { "name": format!("node-{n}") } }));
+    }
+    cluster.create(
+        DAEMON_SETS,
+        json!({ "metadata": { "name": "log" }, "spec": {
+        "updateStrategy": { "rollingUpdate": { "maxSurge": 1, "maxUnavailable": 0 } },
+        "selector": { "matchLabels": { "app": "web" } }, "template": template("web", "image:1") } }),
+    );
+    cluster.converge();
+    cluster.merge(DAEMON_SETS, "log", set_image("image:2"));
+    loop {
+        let moved = cluster.step() || cluster.start_pod();
+        let pods = cluster.all(PODS);
+        let ready = pods.iter().filter(|pod| pods::is_ready(pod)).count();
+        assert!(ready >= 3 && pods.len() <= 4, "{ready} of {} pods are ready", pods.len());
+        if !moved {
+            break;
+        }
+    }
+    let pods = cluster.all(PODS);
+    assert_eq!(pods.len(), 3);
+    assert!(pods.iter().all(|pod| image(pod) == "image:2"));
+}
+
+#[test]
+fn an_update_that_gets_nowhere_is_said_so() {
+    let mut cluster = Cluster::new();
+    let mut slow = deployment(2, json!({}));
+    slow["spec"]["progressDeadlineSeconds"] = json!(60);
+    cluster.create(DEPLOYMENTS, slow);
+    cluster.settle();
+    let reason = |plan: &Plan| {
+        let mut statuses = plan.actions.iter().filter_map(|action| match action {
+            Action::Status { status, .. } => pods::condition(status, "Progressing"),
+            _ => None,
+        });
+        statuses.next_back().map(|one| one["reason"].as_str().unwrap().to_owned())
+    };
+    let deployment = Arc::new(cluster.get(DEPLOYMENTS, "web"));
+    let sets: Vec<_> = cluster.all(REPLICA_SETS).into_iter().map(Arc::new).collect();
+    let now = k8s_openapi::jiff::Timestamp::now().as_second();
+    let soon = deployment::plan(&deployment, &sets, &[], now + 5);
+    assert!(
+        soon.again_after.is_some_and(|wait| (50..=60).contains(&wait)),
+        "{:?}",
+        soon.again_after
+    );
+    let late = deployment::plan(&deployment, &sets, &[], now + 61);
+    assert_eq!(reason(&late).as_deref(), Some("ProgressDeadlineExceeded"));
+}
+
+#[test]
+fn extreme_numbers_do_no_harm() {
+    let mut cluster = Cluster::new();
+    let job = json!({ "parallelism": 1, "activeDeadlineSeconds": i64::MAX, "template": { "spec": {
+        "restartPolicy": "Never", "containers": [{ "name": "c", "image": "i" }] } } });
+    cluster.create(JOBS, json!({ "metadata": { "name": "long" }, "spec": job }));
+    let mut large = deployment(3, json!({}));
+    large["spec"]["progressDeadlineSeconds"] = json!(i32::MAX);
+    large["spec"]["minReadySeconds"] = json!(i32::MAX - 1);
+    cluster.create(DEPLOYMENTS, large);
+    cluster.converge();
+    cluster.merge(DEPLOYMENTS, "web", set_image("image:2"));
+    cluster.settle();
+    cluster.merge(DEPLOYMENTS, "web", json!({ "spec": { "replicas": 0 } }));
+    cluster.converge();
+    let pods = cluster.all(PODS);
+    assert!(pods.iter().all(|pod| pods::name(pod).starts_with("long-")), "{pods:#?}");
+}
+
+#[test]
+fn a_process_that_starts_again_goes_on() {
+    let mut before = Cluster::new();
+    before.create(DEPLOYMENTS, deployment(3, json!({})));
+    before.step();
+    let api = before.controllers.api.clone();
+    let changes = api.store.listen();
+    let mut after = Cluster { controllers: Controllers::new(api), changes, started: 0 };
+    after.controllers.resume();
+    after.converge();
+    assert_eq!(after.get(DEPLOYMENTS, "web")["status"]["availableReplicas"], 3);
+    assert_eq!(after.all(PODS).len(), 3);
+}
+
+#[test]
 fn a_job_ends_well_or_badly() {
     let job = |limit: i64| {
         json!({ "metadata": { "name": "sum" }, "spec": { "completions": 3, "parallelism": 2, "backoffLimit": limit,
