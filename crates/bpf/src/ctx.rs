@@ -16,8 +16,14 @@ use datapath::{Packet, Verdict};
 
 use crate::events;
 
-/// Headers that hooks read directly: Ethernet, IPv6, a neighbour solicitation with an option.
-const HEADERS_LEN: u32 = 86;
+/// Headers that hooks read directly: Ethernet, IPv6, a neighbour solicitation with an option. As
+/// much as Ethernet, IPv6, and TCP with timestamps, which is where the stack's own headers end.
+const HEADERS_LEN_V6: u32 = 86;
+/// The same of all other packets: Ethernet, IPv4, UDP. More would end behind the stack's own
+/// headers, and each packet with payload would be copied together for nothing.
+const HEADERS_LEN: u32 = 42;
+/// `ETH_P_IPV6` of `linux/if_ether.h`, in network byte order as in `__sk_buff::protocol`.
+const ETH_P_IPV6: u32 = 0x86dd_u16.to_be() as u32;
 /// Farther into a packet no header begins: fifteen bits are more than an IPv6 header chain may take.
 const OFFSET_MAX: usize = 0x7fff;
 /// Bytes of a tunnel key without the local address, which kernels before 6.0 do not know.
@@ -57,7 +63,11 @@ impl Skb {
     #[inline(always)]
     pub(crate) fn new(context: &TcContext) -> Self {
         let packet = Self { skb: context.skb.skb };
-        let wanted = packet.length().min(HEADERS_LEN);
+        let headers_len = match field!(packet.skb, protocol) as u32 {
+            ETH_P_IPV6 => HEADERS_LEN_V6,
+            _ => HEADERS_LEN,
+        };
+        let wanted = packet.length().min(headers_len);
         if packet.data() + wanted as usize > packet.data_end() {
             // SAFETY: the context is the program's own. Where it fails, loads fail.
             unsafe { bpf_skb_pull_data(packet.skb, wanted) };
