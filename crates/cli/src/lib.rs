@@ -5,7 +5,7 @@
 //!                                        │         │
 //!                                        │         └─ pinned maps (kernel)
 //!                                        └─ REST on the agent's socket (api)
-//!   `cilium lab …` is the crate `lab`'s own.
+//!   `cilium lab …` is the crate `lab`'s own; `cilium connectivity …` asks the API server.
 //! ```
 //!
 //! Every listing is two steps: fetch a value that serialises, render it as text. `-o json` prints

@@ -166,7 +166,7 @@ impl Cluster {
             .await
             .with_context(|| format!("cannot apply the DaemonSet {HOST_NETNS}"))?;
         let ready = async {
-            for (name, _) in &deployments {
+            for name in deployments.keys() {
                 say(format!("⌛ [{context}] Waiting for deployment {}/{name}", self.namespace));
                 await_condition(self.api::<Deployment>(), name, |object: Option<&Deployment>| {
                     object.is_some_and(deployment_is_ready)
@@ -673,8 +673,8 @@ mod tests {
         };
         let (both, v4) = (pod("a", &["10.0.0.1", "fd00::1"]), pod("b", &["10.0.0.2"]));
         check(&IpFamily::ALL, &[both.clone(), both.clone()], Ok(&IpFamily::ALL));
-        check(&[IpFamily::Ipv6], &[both.clone()], Ok(&[IpFamily::Ipv6]));
-        check(&IpFamily::ALL, &[v4.clone()], Ok(&[IpFamily::Ipv4]));
+        check(&[IpFamily::Ipv6], std::slice::from_ref(&both), Ok(&[IpFamily::Ipv6]));
+        check(&IpFamily::ALL, std::slice::from_ref(&v4), Ok(&[IpFamily::Ipv4]));
         let lacks = "pod b has no Ipv6 address, although a has one";
         check(&IpFamily::ALL, &[both, v4.clone()], Err(lacks));
         let none = "the test's pods have no address of the families that shall be tested";

@@ -124,6 +124,7 @@ impl Scenario {
     /// The test that it belongs to.
     pub(crate) fn test(self) -> &'static str {
         match self {
+            Self::PodToPodNoFrag => "pod-to-pod-no-frag",
             Self::CiliumHealth => "health",
             _ => "no-policies",
         }
@@ -440,10 +441,10 @@ pub(crate) mod tests {
             no-policies/host-to-pod/curl-ipv4-1: cilium-test-1/host-netns-a (10.0.0.101) -> cilium-test-1/echo-other-node (10.0.0.9:8080)
             no-policies/pod-to-cidr/curl-ipv4-0: cilium-test-1/client (10.0.0.1) -> external (203.0.113.10:80)
             no-policies/pod-to-cidr/curl-ipv4-1: cilium-test-1/client2 (10.0.0.2) -> external (203.0.113.10:80)
-            no-policies/pod-to-pod-no-frag/ping-ipv4-0: cilium-test-1/client (10.0.0.1) -> cilium-test-1/echo-same-node (10.0.0.8)
-            no-policies/pod-to-pod-no-frag/ping-ipv4-1: cilium-test-1/client (10.0.0.1) -> cilium-test-1/echo-other-node (10.0.0.9)
-            no-policies/pod-to-pod-no-frag/ping-ipv4-2: cilium-test-1/client2 (10.0.0.2) -> cilium-test-1/echo-same-node (10.0.0.8)
-            no-policies/pod-to-pod-no-frag/ping-ipv4-3: cilium-test-1/client2 (10.0.0.2) -> cilium-test-1/echo-other-node (10.0.0.9)
+            pod-to-pod-no-frag/pod-to-pod-no-frag/ping-ipv4-0: cilium-test-1/client (10.0.0.1) -> cilium-test-1/echo-same-node (10.0.0.8)
+            pod-to-pod-no-frag/pod-to-pod-no-frag/ping-ipv4-1: cilium-test-1/client (10.0.0.1) -> cilium-test-1/echo-other-node (10.0.0.9)
+            pod-to-pod-no-frag/pod-to-pod-no-frag/ping-ipv4-2: cilium-test-1/client2 (10.0.0.2) -> cilium-test-1/echo-same-node (10.0.0.8)
+            pod-to-pod-no-frag/pod-to-pod-no-frag/ping-ipv4-3: cilium-test-1/client2 (10.0.0.2) -> cilium-test-1/echo-other-node (10.0.0.9)
             health/cilium-health/probe-0: cilium-a -> all nodes
             health/cilium-health/probe-1: the agent of node-1 -> all nodes
         "]]
@@ -537,7 +538,7 @@ pub(crate) mod tests {
         };
         let all = Scenario::ALL.map(Scenario::name);
         check(&[], &all);
-        check(&["no-policies"], &all[..6]);
+        check(&["no-policies"], &all[..5]);
         check(&["nothing-of-this-name"], &[]);
         check(&["/pod-to-pod$"], &["pod-to-pod"]);
         check(&["no-policies/.*host"], &["pod-to-host", "host-to-pod"]);

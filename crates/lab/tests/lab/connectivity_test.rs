@@ -56,16 +56,16 @@ fn check(test: &str, settings: &[&str], families: &[&str]) {
         })
         .collect();
     let scenarios = [
-        "pod-to-pod",
-        "client-to-client",
-        "pod-to-host",
-        "host-to-pod",
-        "pod-to-cidr",
-        "pod-to-pod-no-frag",
+        "no-policies/pod-to-pod",
+        "no-policies/client-to-client",
+        "no-policies/pod-to-host",
+        "no-policies/host-to-pod",
+        "no-policies/pod-to-cidr",
+        "pod-to-pod-no-frag/pod-to-pod-no-frag",
     ];
     let expected: BTreeSet<(String, &str)> = scenarios
         .iter()
-        .flat_map(|name| families.iter().map(move |f| (format!("no-policies/{name}"), *f)))
+        .flat_map(|name| families.iter().map(move |f| ((*name).to_owned(), *f)))
         .collect();
     assert_eq!(done, expected);
     let health = actions(&results).into_iter().filter(|action| {
@@ -89,10 +89,23 @@ fn connectivity_test_tunnel_v6_only() {
     check("connectivity_test_tunnel_v6_only", &["enable-ipv4=false"], &["ipv6"]);
 }
 
+const NATIVE: [&str; 2] = ["routing-mode=native", "auto-direct-node-routes=true"];
+
 #[test]
 fn connectivity_test_native_dual_stack() {
-    let native = ["routing-mode=native", "auto-direct-node-routes=true"];
-    check("connectivity_test_native_dual_stack", &native, &["ipv4", "ipv6"]);
+    check("connectivity_test_native_dual_stack", &NATIVE, &["ipv4", "ipv6"]);
+}
+
+#[test]
+fn connectivity_test_native_v4_only() {
+    let settings = [&NATIVE[..], &["enable-ipv6=false"]].concat();
+    check("connectivity_test_native_v4_only", &settings, &["ipv4"]);
+}
+
+#[test]
+fn connectivity_test_native_v6_only() {
+    let settings = [&NATIVE[..], &["enable-ipv4=false"]].concat();
+    check("connectivity_test_native_v6_only", &settings, &["ipv6"]);
 }
 
 /// What does not cross the cut wire still works; what does is named, with a way to repeat it.
@@ -150,7 +163,7 @@ fn connectivity_test_fails_when_large_packets_are_lost() {
         .filter(|action| action["success"] == false)
         .map(|action| action["name"].as_str().unwrap().rsplit_once('/').unwrap().0)
         .collect();
-    assert_eq!(failed, BTreeSet::from(["no-policies/pod-to-pod-no-frag"]), "{results}");
+    assert_eq!(failed, BTreeSet::from(["pod-to-pod-no-frag/pod-to-pod-no-frag"]), "{results}");
 }
 
 /// Selection, formats and wrong usage.
