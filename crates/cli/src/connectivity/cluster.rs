@@ -576,14 +576,17 @@ fn describe_nodes(nodes: &[Node]) -> Table {
 }
 
 fn describe_pods(pods: &[PodObject]) -> Table {
-    let mut table = Table::new(&["NAME", "PHASE", "READY", "RESTARTS", "NODE", "ADDRESSES"]);
+    let mut table = Table::new(&["NAME", "STATUS", "READY", "RESTARTS", "NODE", "ADDRESSES"]);
     for pod in pods {
         let status = pod.status.clone().unwrap_or_default();
         let containers = status.container_statuses.unwrap_or_default();
         let ready = containers.iter().filter(|container| container.ready).count();
+        // What a container waits for says more than that the pod is pending.
+        let waiting = containers.iter().filter_map(|container| container.state.as_ref());
+        let mut waiting = waiting.filter_map(|state| state.waiting.as_ref()?.reason.clone());
         table.row(vec![
             pod.name_any(),
-            status.phase.unwrap_or_default(),
+            waiting.next().or(status.phase).unwrap_or_default(),
             format!("{ready}/{}", containers.len()),
             containers.iter().map(|c| c.restart_count).sum::<i32>().to_string(),
             pod.spec.as_ref().and_then(|spec| spec.node_name.clone()).unwrap_or_default(),
@@ -659,6 +662,31 @@ mod tests {
         check(tainted("NoSchedule"), "True", false);
         check(tainted("NoExecute"), "True", false);
         check(tainted("PreferNoSchedule"), "True", true);
+    }
+
+    #[test]
+    fn pods_say_what_they_wait_for() {
+        let pod = |name: &str, phase: &str, state: Value| -> PodObject {
+            let container = json!({
+                "name": "main", "image": "i", "imageID": "", "ready": phase == "Running",
+                "restartCount": 2, "state": state,
+            });
+            let ips = json!([{"ip": "10.0.0.1"}, {"ip": "fd00::1"}]);
+            let status = json!({"phase": phase, "podIPs": ips, "containerStatuses": [container]});
+            let spec = json!({"nodeName": "node-1", "containers": []});
+            let pod = json!({"metadata": {"name": name}, "spec": spec, "status": status});
+            serde_json::from_value(pod).unwrap()
+        };
+        let table = describe_pods(&[
+            pod("a", "Running", json!({"running": {}})),
+            pod("b", "Pending", json!({"waiting": {"reason": "ErrImagePull"}})),
+        ]);
+        expect_test::expect![[r"
+            NAME   STATUS         READY   RESTARTS   NODE     ADDRESSES
+            a      Running        1/1     2          node-1   10.0.0.1, fd00::1
+            b      ErrImagePull   0/1     2          node-1   10.0.0.1, fd00::1
+        "]]
+        .assert_eq(&table.to_string());
     }
 
     #[test]
