@@ -11,7 +11,8 @@
 //!     ├ node ······· Node objects;  program: keeps agents running
 //!     ├ controllers  Deployments and their like to pods, Services to EndpointSlices
 //!     ├ scheduler ·· pods to nodes
-//!     └ runner ····· pods to processes, by way of the CNI plugin
+//!     ├ runner ····· pods to processes, by way of the CNI plugin
+//!     └ streams ···· kubectl exec, attach, port-forward;  logs: what pods print
 //!   teardown ···· removes a lab, also one that crashed
 //! ```
 //!
@@ -33,5 +34,6 @@ pub mod program;
 pub mod runner;
 pub mod scheduler;
 pub mod spec;
+pub mod streams;
 pub mod supervisor;
 pub mod teardown;

@@ -54,6 +54,8 @@ pub struct Command<'a> {
     pub stderr: Option<BorrowedFd<'a>>,
     /// Stay in the caller's session, so that the terminal's signals arrive.
     pub same_session: bool,
+    /// Standard input is a terminal, which becomes the one of the new session.
+    pub terminal: bool,
 }
 
 /// What a container has of its own beside the network.
@@ -291,6 +293,7 @@ struct Image {
     files: Vec<(CString, CString)>,
     stdio: [Option<i32>; 3],
     same_session: bool,
+    terminal: bool,
     /// Owns what `argv` and `envp` point to.
     _strings: Vec<CString>,
 }
@@ -325,6 +328,7 @@ impl Image {
             files: files.collect::<Result<_, _>>()?,
             stdio: [raw(command.stdin), raw(command.stdout), raw(command.stderr)],
             same_session: command.same_session,
+            terminal: command.terminal,
             _strings: argv.into_iter().chain(envp).collect(),
         })
     }
@@ -392,6 +396,9 @@ impl Image {
             if !self.redirect(report) {
                 return 5;
             }
+            if self.terminal && libc::ioctl(0, libc::TIOCSCTTY, 0) != 0 {
+                return 5;
+            }
             if libc::chdir(self.cwd.as_ptr()) != 0 {
                 return 6;
             }
@@ -421,6 +428,16 @@ impl Image {
             }
         }
         true
+    }
+}
+
+/// Tells a terminal its size, and with it the programs that use it.
+pub fn set_window_size(terminal: BorrowedFd<'_>, columns: u16, rows: u16) -> io::Result<()> {
+    let size = libc::winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+    // SAFETY: a valid descriptor, and a pointer to what this request reads, for the time of the call.
+    match unsafe { libc::ioctl(terminal.as_raw_fd(), libc::TIOCSWINSZ, &raw const size) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
     }
 }
 

@@ -26,6 +26,7 @@ use tracing::warn;
 use crate::cluster::{Cluster, PODS};
 use crate::place::Place;
 use crate::spec::Paths;
+use crate::streams::Consoles;
 
 /// A node with everything its pods need.
 pub struct Node {
@@ -53,6 +54,8 @@ pub struct Node {
     pub ready: watch::Sender<bool>,
     /// Whom pods ask for names: the cluster's name servers that are ready.
     pub cluster_dns: watch::Receiver<Vec<IpAddr>>,
+    /// Containers that can be typed into.
+    pub consoles: Arc<Consoles>,
 }
 
 impl Node {

@@ -36,7 +36,6 @@ use crate::apiserver::{self, ApiServer};
 use crate::cluster::{Applied, CILIUM_NODES, CONFIG_MAPS, Cluster, KUBE_SYSTEM, PODS};
 use crate::control::{Answer, Located, NodeStatus, Request, Status};
 use crate::controllers;
-use crate::logs::Logs;
 use crate::network::Network;
 use crate::node;
 use crate::place::{CgroupDir, Place};
@@ -47,6 +46,7 @@ use crate::scheduler;
 use crate::spec::{
     CGROUP, CNI_CONFLIST, HUB, INTERNET, INTERNET_PORTS, INTERNET_ZONE, NodeSpec, Paths, Spec,
 };
+use crate::streams::{Consoles, Streams};
 
 /// Cluster DNS as a workload.
 const CLUSTER_DNS: &str = include_str!("dns.yaml");
@@ -146,7 +146,8 @@ async fn supervise(spec: &Spec, launcher: &mut Launcher) -> Result<()> {
     let began = Instant::now();
     let cgroups = Cgroup::root()?.child(CGROUP)?.child(&spec.name)?;
     let network = Arc::new(Network::create(&paths)?);
-    let api_server = start_api_server(spec, &paths, &network).await?;
+    let consoles = Arc::new(Consoles::default());
+    let api_server = start_api_server(spec, &paths, &network, consoles.clone()).await?;
     let cluster = Cluster::new(api_server.api());
     seed(spec, &paths, &cluster)?;
     fs::write(paths.resolv_conf(), runner::etc::node_resolv_conf())?;
@@ -158,8 +159,17 @@ async fn supervise(spec: &Spec, launcher: &mut Launcher) -> Result<()> {
     let mut nodes = Vec::new();
     for node_spec in spec.node_specs() {
         let dns = cluster_dns.subscribe();
-        let node =
-            make_node(spec, node_spec, &paths, &programs, &cgroups, &network, &cluster, dns)?;
+        let node = make_node(
+            spec,
+            node_spec,
+            &paths,
+            &programs,
+            &cgroups,
+            &network,
+            &cluster,
+            dns,
+            consoles.clone(),
+        )?;
         tasks.spawn(node.clone().follow_cluster_dns());
         nodes.push(start_node(node, node_spec, &paths, &programs, &mut tasks)?);
     }
@@ -253,7 +263,12 @@ async fn wait_ready(lab: &Lab, launcher: &mut Launcher) -> Result<()> {
 // ---------------------------------------------------------------------------------------------
 // API server
 
-async fn start_api_server(spec: &Spec, paths: &Paths, network: &Network) -> Result<ApiServer> {
+async fn start_api_server(
+    spec: &Spec,
+    paths: &Paths,
+    network: &Network,
+    consoles: Arc<Consoles>,
+) -> Result<ApiServer> {
     let local = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("listen on 127.0.0.1")?;
     // The same port in both namespaces is not needed, but easier to read.
     let port = local.local_addr()?.port();
@@ -273,7 +288,7 @@ async fn start_api_server(spec: &Spec, paths: &Paths, network: &Network) -> Resu
         listeners: vec![local, hub_v4, hub_v6],
         server_names: names.into_iter().chain(addresses.map(|a| a.to_string())).collect(),
         advertised: vec![(HUB.0, port).into(), (HUB.1, port).into()],
-        streams: Some(Arc::new(Logs { paths: paths.clone() })),
+        streams: Some(Arc::new(Streams { paths: paths.clone(), consoles })),
         ..apiserver::Config::default()
     })
     .await?;
@@ -455,6 +470,7 @@ fn make_node(
     network: &Network,
     cluster: &Cluster,
     cluster_dns: watch::Receiver<Vec<IpAddr>>,
+    consoles: Arc<Consoles>,
 ) -> Result<Arc<Node>> {
     let name = node_spec.name();
     let place = Arc::new(Place::create(paths, cgroups, &name)?);
@@ -481,6 +497,7 @@ fn make_node(
         attachments: Default::default(),
         ready: watch::Sender::new(false),
         cluster_dns,
+        consoles,
         place,
         name,
     }))

@@ -24,9 +24,10 @@ use super::environment;
 use super::probe::{self, Prober};
 use super::status::{Container, State, Terminated};
 use crate::image::{self, Entrypoint};
-use crate::logs::log_name;
+use crate::logs::{self, log_name};
 use crate::place::CgroupDir;
 use crate::process::{Command, Exit, Private, Process};
+use crate::streams::Consoles;
 
 /// Pauses before a container is started again; the last one repeats.
 const RESTART_BACKOFF_S: [u64; 6] = [0, 10, 20, 40, 80, 160];
@@ -52,6 +53,8 @@ pub struct Sandbox {
     pub cgroup: kernel::cgroup::Cgroup,
     /// The lab's files.
     pub paths: crate::spec::Paths,
+    /// Containers that can be typed into.
+    pub consoles: Arc<Consoles>,
     /// The pod's namespace and name.
     pub pod: (String, String),
     /// This program, which has the built-in images.
@@ -105,6 +108,7 @@ pub async fn run(
                     Run { job, process: &process, cgroup: &cgroup, container: &mut container };
                 let exit = run.until_end(&report, &mut stop).await;
                 // Whatever the main process left behind ends with it.
+                job.sandbox.consoles.close(cgroup.group.path());
                 remove_cgroup(&cgroup.group).await;
                 let end = Terminated {
                     code: exit.code(),
@@ -210,11 +214,16 @@ fn start(job: &Job) -> Result<(Process, CgroupDir), StartError> {
     };
     let cgroup = CgroupDir::create(&sandbox.cgroup, &spec.name)?;
     let (namespace, pod) = &sandbox.pod;
-    let log = open_log(&sandbox.paths.log(&log_name(namespace, pod, &spec.name)))?;
+    let log = sandbox.paths.log(&log_name(namespace, pod, &spec.name));
+    logs::rotate(&log);
+    let log = open_log(&log)?;
+    let input = (spec.stdin.unwrap_or_default(), spec.tty.unwrap_or_default());
+    let console = sandbox.consoles.open(cgroup.group.path(), input, &log);
+    let console = console.context("give it streams that can be attached to")?;
     let netns = sandbox.netns.as_ref().unwrap_or(&sandbox.place.netns);
     let hostname = sandbox.netns.is_some().then(|| environment::hostname(&job.pod));
     let private = Some(Private { hostname, files: sandbox.files.clone() });
-    let process = Command {
+    let mut command = Command {
         argv,
         env,
         cwd: spec.working_dir.clone().map(Into::into),
@@ -223,8 +232,11 @@ fn start(job: &Job) -> Result<(Process, CgroupDir), StartError> {
         stdout: Some(log.as_fd()),
         stderr: Some(log.as_fd()),
         ..sandbox.place.command(&cgroup)
+    };
+    if let Some(console) = &console {
+        console.connect(&mut command);
     }
-    .spawn()?;
+    let process = command.spawn()?;
     Ok((process, cgroup))
 }
 

@@ -29,7 +29,7 @@ use super::container::{self, Job, Sandbox, Stop, new_id};
 use super::environment::{self, Sources};
 use super::status::{Container, Seen, State, pod_status};
 use super::{Node, Running};
-use crate::logs::log_name;
+use crate::logs::{self, log_name};
 use crate::spec::NETNS_DIR;
 
 /// Pauses between attempts to set up a pod's network; the last one repeats.
@@ -139,7 +139,7 @@ impl Worker {
         let spec = self.pod().spec.clone().unwrap_or_default();
         for container in spec.init_containers.iter().flatten().chain(&spec.containers) {
             let name = log_name(&self.namespace, &self.name, &container.name);
-            let _ = std::fs::remove_file(self.node.paths.log(&name));
+            logs::remove(&self.node.paths, &name);
         }
     }
 
@@ -316,6 +316,7 @@ impl Worker {
             addresses: self.seen.addresses.clone(),
             cgroup,
             paths: self.node.paths.clone(),
+            consoles: self.node.consoles.clone(),
             pod: (self.namespace.clone(), self.name.clone()),
             own_program: self.node.own_program.clone(),
         })
