@@ -178,17 +178,18 @@ impl Target {
         let Stream { incoming, outgoing, gone } = data;
         match self.connect(port).await {
             Ok(connection) => {
-                let carry = async {
-                    let (mut reader, mut writer) = connection.into_split();
-                    tokio::join!(inward(incoming, &mut writer), async {
-                        outward(&mut reader, &outgoing).await;
-                        outgoing.finish().await;
-                    });
+                let (mut reader, mut writer) = connection.into_split();
+                let inward = async {
+                    inward(incoming, &mut writer).await;
+                    std::future::pending::<()>().await;
                 };
+                // The pod decides when it is over: the client waits for our end before its own.
                 tokio::select! {
-                    () = carry => {}
+                    () = outward(&mut reader, &outgoing) => {}
+                    () = inward => {}
                     () = gone.cancelled() => {}
                 }
+                outgoing.finish().await;
                 error.outgoing.finish().await;
             }
             Err(why) => {

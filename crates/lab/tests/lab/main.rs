@@ -11,4 +11,5 @@ mod faults;
 mod health;
 mod life;
 mod pods;
+mod streams;
 mod world;
