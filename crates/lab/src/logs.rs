@@ -238,7 +238,9 @@ impl Follower {
                 }
             }
             // Which of the two has changed does not matter, both are looked at.
-            self.changes.read(&mut buffer).await.ok()?;
+            if self.changes.read(&mut buffer).await.ok()? == 0 {
+                return None;
+            }
         }
     }
 

@@ -461,6 +461,10 @@ fn start_internet(
 // ---------------------------------------------------------------------------------------------
 // Nodes
 
+#[expect(
+    clippy::too_many_arguments,
+    reason = "called once; what a node needs comes from all parts of the lab"
+)]
 fn make_node(
     spec: &Spec,
     node_spec: NodeSpec,

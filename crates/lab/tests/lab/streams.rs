@@ -11,6 +11,12 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
+use k8s_openapi::api::core::v1::Pod;
+use kube::Api;
+use kube::api::AttachParams;
+use kube::config::{Config, KubeConfigOptions, Kubeconfig};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
 use crate::world::{Lab, can_run, pod, server, text};
 
 fn kubectls() -> Vec<String> {
@@ -218,4 +224,58 @@ fn attached(kubectl: &Kubectl<'_>) {
     assert!(said.is_some(), "{}", kubectl.program);
     let refused = kubectl.run(&["attach", "-i", "web", "-c", "side"], b"");
     assert!(!refused.status.success(), "{}", text(&refused));
+}
+
+#[test]
+fn kube_rs_reaches_into_pods() {
+    if !can_run("kube_rs_reaches_into_pods") {
+        return;
+    }
+    let lab = Lab::up(1, &[], &[]);
+    lab.create(vec![server("web", 1)]);
+    let kubeconfig = Kubeconfig::read_from(lab.dir().join("kubeconfig")).unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let patience = Duration::from_secs(30);
+    runtime.block_on(async {
+        let options = KubeConfigOptions::default();
+        let config = Config::from_custom_kubeconfig(kubeconfig, &options).await.unwrap();
+        let pods: Api<Pod> = Api::default_namespaced(config.try_into().unwrap());
+        tokio::time::timeout(patience, exec_by_kube_rs(&pods)).await.unwrap();
+        tokio::time::timeout(patience, forward_by_kube_rs(&pods)).await.unwrap();
+    });
+}
+
+async fn exec_by_kube_rs(pods: &Api<Pod>) {
+    let params = AttachParams::default().stdin(true).stderr(true);
+    let script = "cat; echo oops >&2; exit 3";
+    let mut process = pods.exec("web", ["sh", "-c", script], &params).await.unwrap();
+    let mut stdin = process.stdin().unwrap();
+    let (mut stdout, mut stderr) = (process.stdout().unwrap(), process.stderr().unwrap());
+    let status = process.take_status().unwrap();
+    stdin.write_all(b"typed").await.unwrap();
+    stdin.shutdown().await.unwrap();
+    drop(stdin);
+    let (mut out, mut err) = (String::new(), String::new());
+    let (a, b) = tokio::join!(stdout.read_to_string(&mut out), stderr.read_to_string(&mut err));
+    (a.unwrap(), b.unwrap());
+    assert_eq!((out.as_str(), err.as_str()), ("typed", "oops\n"));
+    let status = status.await.unwrap();
+    assert_eq!(status.reason.as_deref(), Some("NonZeroExitCode"));
+    process.join().await.unwrap();
+}
+
+async fn forward_by_kube_rs(pods: &Api<Pod>) {
+    let mut forwarder = pods.portforward("web", &[8080, 9]).await.unwrap();
+    let mut stream = forwarder.take_stream(8080).unwrap();
+    let refused = forwarder.take_error(9).unwrap();
+    let request = b"GET /hostname HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+    stream.write_all(request).await.unwrap();
+    let mut answer = Vec::new();
+    // In this protocol a stream does not end before the connection does.
+    while !answer.ends_with(b"web") {
+        let len = stream.read_buf(&mut answer).await.unwrap();
+        assert!(len > 0, "{:?}", String::from_utf8_lossy(&answer));
+    }
+    let why = refused.await.unwrap_or_default();
+    assert!(why.contains("refused"), "{why:?}");
 }
