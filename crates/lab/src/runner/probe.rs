@@ -75,7 +75,7 @@ impl Prober {
             }
             // A container that is just starting is asked more often, so that nobody waits for it.
             sleep(if told.is_none() { pause.min(period) } else { period }).await;
-            pause *= 2;
+            pause = (pause * 2).min(period);
         }
     }
 
