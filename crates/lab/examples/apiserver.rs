@@ -21,7 +21,7 @@ async fn main() -> anyhow::Result<()> {
         listeners: vec![listener],
         server_names: vec!["127.0.0.1".into(), "localhost".into()],
         persistence: directory.clone(),
-        streams: None,
+        ..Config::default()
     })
     .await?;
     let place = directory.unwrap_or_else(|| {
