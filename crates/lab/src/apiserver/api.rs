@@ -896,14 +896,26 @@ mod tests {
                     "schema": { "openAPIV3Schema": { "type": "object", "properties": { "spec": { "type": "object",
                         "properties": { "a": { "type": "string", "default": "x", "enum": ["x"] } } } } } } }] } }),
             ),
-            ("deployments.apps", json!({ "metadata": { "name": "o" }, "spec": { "replicas": 1, "selector": { "matchLabels": { "a": "b" } },
-                "strategy": { "type": "RollingUpdate", "rollingUpdate": { "maxSurge": 1 } }, "template": template() } })),
-            ("daemonsets.apps", json!({ "metadata": { "name": "o" }, "spec": { "selector": { "matchLabels": { "a": "b" } },
-                "updateStrategy": { "type": "RollingUpdate" }, "template": template() } })),
-            ("statefulsets.apps", json!({ "metadata": { "name": "o" }, "spec": { "serviceName": "s",
-                "selector": { "matchExpressions": [{ "key": "a", "operator": "In", "values": ["b"] }] }, "template": template() } })),
-            ("jobs.batch", json!({ "metadata": { "name": "o" }, "spec": { "completions": 2, "completionMode": "Indexed",
-                "template": { "spec": { "restartPolicy": "Never", "containers": [{ "name": "c", "image": "i" }] } } } })),
+            (
+                "deployments.apps",
+                json!({ "metadata": { "name": "o" }, "spec": { "replicas": 1, "selector": { "matchLabels": { "a": "b" } },
+                "strategy": { "type": "RollingUpdate", "rollingUpdate": { "maxSurge": 1 } }, "template": template() } }),
+            ),
+            (
+                "daemonsets.apps",
+                json!({ "metadata": { "name": "o" }, "spec": { "selector": { "matchLabels": { "a": "b" } },
+                "updateStrategy": { "type": "RollingUpdate" }, "template": template() } }),
+            ),
+            (
+                "statefulsets.apps",
+                json!({ "metadata": { "name": "o" }, "spec": { "serviceName": "s",
+                "selector": { "matchExpressions": [{ "key": "a", "operator": "In", "values": ["b"] }] }, "template": template() } }),
+            ),
+            (
+                "jobs.batch",
+                json!({ "metadata": { "name": "o" }, "spec": { "completions": 2, "completionMode": "Indexed",
+                "template": { "spec": { "restartPolicy": "Never", "containers": [{ "name": "c", "image": "i" }] } } } }),
+            ),
             ("os.x.io", json!({ "metadata": { "name": "o" }, "spec": { "a": "x" } })),
         ]
     }

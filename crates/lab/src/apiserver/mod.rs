@@ -192,7 +192,8 @@ fn advertise(api: &Api, addresses: &[SocketAddr]) -> anyhow::Result<()> {
     let Some(port) = addresses.first().map(SocketAddr::port) else { return Ok(()) };
     let options = WriteOptions { force: true, ..WriteOptions::by("kube-apiserver") };
     let apply = |resource: &str, name: &str, rest: serde_json::Value| -> anyhow::Result<()> {
-        let mut object = serde_json::json!({ "metadata": { "name": name, "namespace": "default" } });
+        let mut object =
+            serde_json::json!({ "metadata": { "name": name, "namespace": "default" } });
         if let (Some(object), Some(rest)) = (object.as_object_mut(), rest.as_object()) {
             object.extend(rest.clone());
         }
@@ -215,7 +216,8 @@ fn advertise(api: &Api, addresses: &[SocketAddr]) -> anyhow::Result<()> {
         let addresses = addresses.iter().filter(|address| address.is_ipv4() == v4);
         addresses.map(|address| address.ip().to_string()).collect()
     };
-    let primary: Vec<_> = of_family(true).iter().map(|ip| serde_json::json!({ "ip": ip })).collect();
+    let primary: Vec<_> =
+        of_family(true).iter().map(|ip| serde_json::json!({ "ip": ip })).collect();
     apply(
         "endpoints",
         "kubernetes",

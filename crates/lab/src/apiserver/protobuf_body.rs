@@ -267,7 +267,9 @@ fn message(bytes: &[u8], known: Fields) -> Option<Value> {
             field => {
                 let value = single(&wire, field)?;
                 // Protobuf writes what is unset as empty.
-                let unset = value.is_null() || value == "" || (value == 0 && !["port", "replicas"].contains(name));
+                let unset = value.is_null()
+                    || value == ""
+                    || (value == 0 && !["port", "replicas"].contains(name));
                 if !unset {
                     object.insert((*name).to_owned(), value);
                 }

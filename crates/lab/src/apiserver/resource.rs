@@ -256,8 +256,8 @@ impl BuiltIn {
             namespaced: self.namespaced,
             short_names: self.short_names.iter().map(|&name| name.into()).collect(),
             categories: match self.plural {
-                "pods" | "services" | "deployments" | "replicasets" | "daemonsets" | "statefulsets"
-                | "jobs" => vec!["all".into()],
+                "pods" | "services" | "deployments" | "replicasets" | "daemonsets"
+                | "statefulsets" | "jobs" => vec!["all".into()],
                 "customresourcedefinitions" => vec!["api-extensions".into()],
                 _ => Vec::new(),
             },

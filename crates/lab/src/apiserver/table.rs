@@ -397,8 +397,10 @@ fn workload_cells(id: &str, o: &Value) -> Vec<Value> {
 fn job_cells(job: &Value) -> Vec<Value> {
     let (spec, status) = (&job["spec"], &job["status"]);
     let conditions = status["conditions"].as_array().map(Vec::as_slice).unwrap_or_default();
-    let is = |kind: &str| conditions.iter().any(|one| one["type"] == kind && one["status"] == "True");
-    let words = ["Complete", "Failed", "Suspended", "FailureTarget"].into_iter().find(|kind| is(kind));
+    let is =
+        |kind: &str| conditions.iter().any(|one| one["type"] == kind && one["status"] == "True");
+    let words =
+        ["Complete", "Failed", "Suspended", "FailureTarget"].into_iter().find(|kind| is(kind));
     let words = match words {
         _ if job["metadata"]["deletionTimestamp"].is_string() => "Terminating",
         Some("FailureTarget") => "Failed",
@@ -417,7 +419,9 @@ fn job_cells(job: &Value) -> Vec<Value> {
     };
     let duration = match (time(&status["startTime"]), time(&status["completionTime"])) {
         (Some(start), Some(end)) => duration_text(end - start),
-        (Some(start), None) => duration_text(k8s_openapi::jiff::Timestamp::now().as_second() - start),
+        (Some(start), None) => {
+            duration_text(k8s_openapi::jiff::Timestamp::now().as_second() - start)
+        }
         _ => String::new(),
     };
     vec![json!(words), json!(completions), json!(duration)]
