@@ -1,10 +1,15 @@
 //! Pods talk: on one node and across nodes, with hosts and with the world outside, in every mode.
 
+use std::io::{BufRead as _, BufReader};
 use std::net::IpAddr;
+use std::process::{Command, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use lab::spec::{INTERNET, NodeSpec};
+use serde_json::{Value, json};
 
-use crate::world::{Lab, can_run, curl, pod, server};
+use crate::world::{Lab, bin_dir, can_run, curl, pod, server};
 
 /// Starts two nodes with these settings and lets everything talk to everything else.
 fn check(test: &str, settings: &[&str], families: &[&str]) {
@@ -115,4 +120,95 @@ fn native_v6_only() {
 #[test]
 fn addresses_of_the_node_object() {
     check("addresses_of_the_node_object", &["ipam=kubernetes"], &["v4", "v6"]);
+}
+
+/// How many pods come at once, on two nodes.
+const BURST: u32 = 60;
+
+/// A pod that sends one UDP packet to each address the moment it runs, and succeeds when each is
+/// answered. UDP sends nothing twice.
+fn asks_once(name: &str, node: u32, servers: &[IpAddr]) -> Value {
+    let mut script = String::from(
+        "ask() { exec 3<>/dev/udp/$1/8081; printf 'echo hi' >&3; read -t 5 -N 2 answer <&3; [ \"$answer\" = hi ]; }; true",
+    );
+    for server in servers {
+        script.push_str(&format!(" && ask {server}"));
+    }
+    let mut pod = pod(name, Some(node));
+    pod["metadata"]["labels"] = json!({"app": "asks-once"});
+    pod["spec"]["restartPolicy"] = json!("Never");
+    pod["spec"]["containers"][0] =
+        json!({"name": "c", "image": "any", "command": ["bash", "-c", script]});
+    pod
+}
+
+#[test]
+fn first_packets_of_a_burst_arrive_with_the_right_identity() {
+    if !can_run("first_packets_of_a_burst_arrive_with_the_right_identity") {
+        return;
+    }
+    let lab = Lab::up(2, &[], &[server("near", 1), server("far", 2)]);
+    let servers: Vec<IpAddr> = ["near", "far"].iter().flat_map(|s| lab.addresses(s)).collect();
+    let seen = Arc::new(Mutex::new(Vec::<Value>::new()));
+    let mut monitor = Command::new(bin_dir().join("cilium"));
+    monitor.args(["monitor", "--lab", &lab.name, "-t", "trace", "-n", "-o", "json"]);
+    let mut monitor = monitor.stdout(Stdio::piped()).spawn().unwrap();
+    let lines = BufReader::new(monitor.stdout.take().unwrap()).lines();
+    let reader = std::thread::spawn({
+        let seen = seen.clone();
+        move || {
+            for event in lines.map_while(Result::ok) {
+                let event: Value = serde_json::from_str(&event).unwrap();
+                if event["observationPoint"] == "to-endpoint" {
+                    seen.lock().unwrap().push(event);
+                }
+            }
+        }
+    });
+    // Both nodes' events are read from here on.
+    for server in ["near", "far"] {
+        let address = lab.addresses(server)[0];
+        lab.eventually("the monitor sees events", Duration::from_secs(10), || {
+            lab.on_node("node-1", &["ping", "-c1", "-W5", &address.to_string()]);
+            let events = seen.lock().unwrap();
+            events.iter().any(|event| event["summary"]["l3"]["dst"] == address.to_string())
+        });
+    }
+
+    let pods: Vec<Value> =
+        (0..BURST).map(|n| asks_once(&format!("asks-{n}"), 1 + n % 2, &servers)).collect();
+    lab.apply(&pods);
+    lab.eventually("every first packet is answered", Duration::from_secs(60), || {
+        let pods = lab.pods();
+        let phases = pods.iter().filter(|pod| pod["metadata"]["labels"]["app"] == "asks-once");
+        let phases: Vec<_> = phases.map(|pod| pod["status"]["phase"].clone()).collect();
+        assert!(!phases.contains(&json!("Failed")), "a first packet was lost: {phases:?}");
+        phases.iter().filter(|phase| **phase == "Succeeded").count() == BURST as usize
+    });
+
+    let identities: Value =
+        serde_json::from_str(&lab.kubectl(&["get", "ciliumid", "-o", "json"])).unwrap();
+    let mut identities = identities["items"].as_array().unwrap().iter();
+    let identity = identities.find(|id| id["security-labels"]["k8s:app"] == "asks-once").unwrap();
+    let identity: u64 = identity["metadata"]["name"].as_str().unwrap().parse().unwrap();
+    let senders: Vec<IpAddr> =
+        (0..BURST).flat_map(|n| lab.addresses(&format!("asks-{n}"))).collect();
+    let is_to_server = |event: &Value| event["summary"]["l4"]["dst"] == 8081;
+    let of = |events: &[Value], sender: &IpAddr| {
+        let from = |event: &&Value| event["summary"]["l3"]["src"] == sender.to_string();
+        events.iter().filter(|e| is_to_server(e)).filter(from).cloned().collect::<Vec<_>>()
+    };
+    lab.eventually("the monitor has told all", Duration::from_secs(10), || {
+        let events = seen.lock().unwrap();
+        senders.iter().all(|sender| of(&events, sender).len() >= 2)
+    });
+    monitor.kill().unwrap();
+    monitor.wait().unwrap();
+    reader.join().unwrap();
+    let events = seen.lock().unwrap();
+    for sender in &senders {
+        for event in of(&events, sender) {
+            assert_eq!(event["srcLabel"], identity, "{sender}: {event}");
+        }
+    }
 }

@@ -320,6 +320,44 @@ fn foreign_sources_and_broken_headers_are_dropped_counted_and_named() {
         assert!(answered.is_err(), "{answered:?}");
         assert!(counted("Invalid source ip") > before, "{source} is not counted");
     }
+    for (what, frame) in broken_frames() {
+        let before = counted("Invalid packet");
+        lab.exec("client", &["perl", "-e", SEND_FRAME, &frame]);
+        assert!(counted("Invalid packet") > before, "{what} is not counted");
+    }
     // The pod itself is still welcome.
     lab.exec("client", &["ping", "-c1", "-W5", &v4(&lab, "far").to_string()]);
+}
+
+/// Sends a frame, given as hexadecimal digits, out of eth0: `AF_PACKET`, `SOCK_RAW`.
+const SEND_FRAME: &str = r#"
+    my $frame = pack("H*", shift);
+    my $ifindex = qx(ip -o link show eth0) =~ /^(\d+)/ ? $1 : die;
+    my $to = pack("S S l S C C a8", 17, 0, $ifindex, 0, 0, 6, "");
+    socket(my $socket, 17, 3, 0) or die "socket: $!";
+    send($socket, $frame, 0, $to) or die "send: $!";
+"#;
+
+/// Frames whose IP header says what cannot be.
+fn broken_frames() -> [(&'static str, String); 4] {
+    let frame = |ethertype: &str, ip: &str| format!("020000000001020000000002{ethertype}{ip}");
+    let addresses = "0af400020af40102";
+    [
+        (
+            "a version that IPv4 is not",
+            frame("0800", &format!("550000140000000040110000{addresses}")),
+        ),
+        (
+            "a header shorter than IPv4's",
+            frame("0800", &format!("440000140000000040110000{addresses}")),
+        ),
+        (
+            "more bytes than there are",
+            frame("0800", &format!("450005dc0000000040110000{addresses}")),
+        ),
+        (
+            "half of an IPv6 header",
+            frame("86dd", "6000000000001140fd000010000000000000000000000000"),
+        ),
+    ]
 }
