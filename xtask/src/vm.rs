@@ -242,7 +242,6 @@ fn guest_script(kernel: &Kernel, script: &str) -> anyhow::Result<String> {
          mount -t sysfs sysfs /sys\n\
          mount -t bpf bpf /sys/fs/bpf\n\
          mount -t cgroup2 cgroup2 /sys/fs/cgroup\n\
-         mount -t tmpfs tmpfs /tmp\n\
          mkdir -p /dev/pts /dev/shm /lib/modules\n\
          mount -t devpts devpts /dev/pts\n\
          mount -t tmpfs tmpfs /dev/shm\n\
