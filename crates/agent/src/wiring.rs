@@ -115,7 +115,17 @@ pub async fn run(loaded: Loaded, name: NodeName) -> anyhow::Result<()> {
         nodes: intent.nodes.clone(),
         host: follow_host_addresses(&jobs, &netlink),
     };
-    let (maps, routes) = follow_intent(&jobs, &node, &sources, &datapath, &netlink);
+    let kernel_maps = &datapath.maps;
+    let targets = MapTargets {
+        addresses: MapTarget(kernel_maps.lxc.clone()),
+        devices: MapTarget(kernel_maps.lxc_devices.clone()),
+        ipcache: IpcacheTarget {
+            hosts: kernel_maps.ipcache_hosts.clone(),
+            prefixes: kernel_maps.ipcache.clone(),
+        },
+    };
+    let (maps, routes) = follow_intent(&jobs, &node, &sources, targets);
+    reconcile(&jobs, &routes, RouteTarget(netlink.clone()));
     let identities =
         Identities::new(Arc::new(k8s::identity::Store::new(client.clone())), intent.identities);
     let endpoints = Arc::new(Endpoints::new(Parts {
@@ -460,13 +470,23 @@ fn follow_host_addresses(jobs: &Group, netlink: &Arc<Netlink>) -> Table<HostAddr
     table
 }
 
-/// Controllers and reconcilers: from the intent tables to the kernel.
-fn follow_intent(
+/// The maps that follow the tables.
+pub struct MapTargets {
+    /// `cilium_lxc`.
+    pub addresses: MapTarget<LocalAddress>,
+    /// `cilium_lxc_devices_v1`.
+    pub devices: MapTarget<Device>,
+    /// Both tables of the ipcache.
+    pub ipcache: IpcacheTarget,
+}
+
+/// Controllers, and the reconcilers of maps: from the intent tables to the datapath. Tests enter
+/// here too, with maps in memory.
+pub fn follow_intent(
     jobs: &Group,
     node: &Arc<LocalNode>,
     sources: &Sources,
-    datapath: &Datapath,
-    netlink: &Arc<Netlink>,
+    targets: MapTargets,
 ) -> (MapProgress, Table<DesiredRoute>) {
     let (address_table, writer) = Table::<LocalAddress>::new("lxc");
     let addresses = Output::new(writer);
@@ -484,18 +504,14 @@ fn follow_intent(
     let (of, nodes) = (node.clone(), sources.nodes.clone());
     jobs.spawn("routes", |job| controllers::run_routes(job, of, nodes, routes));
 
-    let maps = &datapath.maps;
-    let ipcache_target =
-        IpcacheTarget { hosts: maps.ipcache_hosts.clone(), prefixes: maps.ipcache.clone() };
     let progress = MapProgress {
-        addresses: reconcile(jobs, &address_table, MapTarget(maps.lxc.clone())),
-        devices: reconcile(jobs, &device_table, MapTarget(maps.lxc_devices.clone())),
-        ipcache: reconcile(jobs, &ipcache_table, ipcache_target),
+        addresses: reconcile(jobs, &address_table, targets.addresses),
+        devices: reconcile(jobs, &device_table, targets.devices),
+        ipcache: reconcile(jobs, &ipcache_table, targets.ipcache),
         address_table,
         device_table,
         ipcache_table,
     };
-    reconcile(jobs, &route_table, RouteTarget(netlink.clone()));
     (progress, route_table)
 }
 

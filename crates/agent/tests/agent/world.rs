@@ -12,24 +12,22 @@ use abi::AddressKey;
 use abi::endpoint::{DeviceEndpoint, EndpointInfo};
 use abi::ipcache::{IpcacheKey, RemoteEndpointInfo};
 use agent::checkpoint::Checkpoints;
-use agent::controllers::{self, LocalNode, Output, Sources, Uplink};
-use agent::endpoint::{
-    CreateError, DeviceError, Devices, Endpoints, LabelRules, MapProgress, Parts, PodSource,
-};
+use agent::controllers::{LocalNode, Sources, Uplink};
+use agent::endpoint::{CreateError, DeviceError, Devices, Endpoints, LabelRules, Parts, PodSource};
 use agent::identity::{Created, Identities, Identity, IdentityStore, StoreError};
 use agent::ipam::{Families, Ipam};
 use agent::k8s::endpoint::{PublishedEndpoint, published};
 use agent::tables::{
-    ClusterEndpoint, DesiredRoute, Device, Endpoint, EndpointSpec, HostAddress, IpcacheEntry,
-    LocalAddress, LocalPod, Namespace, Node,
+    ClusterEndpoint, DesiredRoute, Device, Endpoint, EndpointSpec, HostAddress, LocalAddress,
+    LocalPod, Namespace, Node,
 };
 use agent::targets::{IpcacheTarget, MapTarget, rows_of_ipcache};
+use agent::wiring::{MapTargets, follow_intent};
 use futures::future::BoxFuture;
 use kernel::map::{FakeMap, Map};
 use model::{EndpointId, IdentityId, LabelFilter, Labels, Mac, PodName};
 use statedb::job::Group;
-use statedb::reconciler::{Pace, Progress, Target};
-use statedb::{Initializer, Reconciler, Row, Table, Writer};
+use statedb::{Initializer, Row, Table, Writer};
 
 /// The maps, which survive an agent.
 #[derive(Clone)]
@@ -274,7 +272,15 @@ impl World {
         let (endpoint_table, endpoint_writer) = Table::new("endpoints");
         let restored = endpoint_writer.initializer("restore");
         let sources = Sources { endpoints: endpoint_table, cluster, nodes: nodes.clone(), host };
-        let (maps, routes) = follow(&jobs, &node, &sources, &machine.maps);
+        let targets = MapTargets {
+            addresses: MapTarget(machine.maps.lxc.clone()),
+            devices: MapTarget(machine.maps.devices.clone()),
+            ipcache: IpcacheTarget {
+                hosts: machine.maps.hosts.clone(),
+                prefixes: machine.maps.prefixes.clone(),
+            },
+        };
+        let (maps, routes) = follow_intent(&jobs, &node, &sources, targets);
         let mut ipam = Ipam::new(&node.pod_cidrs, true, true);
         for router in &node.routers {
             ipam.take(*router, "router", Instant::now()).unwrap();
@@ -411,51 +417,4 @@ impl World {
 
 fn chain(error: &CreateError) -> String {
     agent::k8s::watch::chain(error)
-}
-
-/// Controllers and reconcilers, as the agent wires them, with maps in memory and no routes in the
-/// kernel.
-fn follow(
-    jobs: &Group,
-    node: &Arc<LocalNode>,
-    sources: &Sources,
-    maps: &Maps,
-) -> (MapProgress, Table<DesiredRoute>) {
-    let (address_table, writer) = Table::<LocalAddress>::new("lxc");
-    let addresses = Output::new(writer);
-    let (device_table, writer) = Table::<Device>::new("lxc-devices");
-    let devices = Output::new(writer);
-    let (ipcache_table, writer) = Table::<IpcacheEntry>::new("ipcache");
-    let ipcache = Output::new(writer);
-    let (route_table, writer) = Table::<DesiredRoute>::new("routes");
-    let routes = Output::new(writer);
-    let (of, on) = (node.clone(), sources.clone());
-    jobs.spawn("local", |job| controllers::run_local(job, of, on, addresses, devices));
-    let (of, on) = (node.clone(), sources.clone());
-    jobs.spawn("ipcache", |job| controllers::run_ipcache(job, of, on, ipcache));
-    let (of, nodes) = (node.clone(), sources.nodes.clone());
-    jobs.spawn("routes", |job| controllers::run_routes(job, of, nodes, routes));
-    let target = IpcacheTarget { hosts: maps.hosts.clone(), prefixes: maps.prefixes.clone() };
-    let progress = MapProgress {
-        addresses: reconcile(jobs, &address_table, MapTarget(maps.lxc.clone())),
-        devices: reconcile(jobs, &device_table, MapTarget(maps.devices.clone())),
-        ipcache: reconcile(jobs, &ipcache_table, target),
-        address_table,
-        device_table,
-        ipcache_table,
-    };
-    (progress, route_table)
-}
-
-fn reconcile<R: Row, T: Target<R> + Sync>(
-    jobs: &Group,
-    table: &Table<R>,
-    target: T,
-) -> Progress<R> {
-    let (reconciler, progress) = Reconciler::new(table, target, Pace::default());
-    jobs.spawn(format!("reconcile-{}", table.snapshot().name()), |job| async move {
-        reconciler.run(job.stop).await;
-        Ok::<(), String>(())
-    });
-    progress
 }
