@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader, Read, Write};
+use std::ops::ControlFlow;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, Receiver, Sender};
@@ -54,7 +55,7 @@ impl FakeAgent {
         let state = Arc::new(Mutex::new(State { next_host: 10, ..State::default() }));
         let shared = Arc::clone(&state);
         let (sender, hung) = mpsc::channel();
-        let server = std::thread::spawn(move || serve(&listener, &shared, &sender));
+        let server = std::thread::spawn(move || serve(listener, &shared, &sender));
         Self { state, socket: socket.to_owned(), server: Some(server), hung }
     }
 
@@ -86,22 +87,28 @@ impl Drop for FakeAgent {
 }
 
 /// One connection at a time: a plugin has one, and several plugins queue up.
-fn serve(listener: &UnixListener, state: &Mutex<State>, hung: &Sender<()>) {
-    for stream in listener.incoming() {
-        let Ok(stream) = stream else { return };
-        if !serve_connection(stream, state, hung) {
+fn serve(listener: UnixListener, state: &Mutex<State>, hung: &Sender<()>) {
+    while let Ok((stream, _)) = listener.accept() {
+        if serve_connection(&stream, state, hung).is_break() {
+            // Nobody listens before the client hears of it: its next connection is refused, never
+            // taken and reset.
+            drop(listener);
             return;
         }
     }
 }
 
 /// Whether the agent goes on.
-fn serve_connection(stream: UnixStream, state: &Mutex<State>, hung: &Sender<()>) -> bool {
-    let mut writer = stream.try_clone().unwrap();
+fn serve_connection(
+    stream: &UnixStream,
+    state: &Mutex<State>,
+    hung: &Sender<()>,
+) -> ControlFlow<()> {
+    let mut writer = stream;
     let mut reader = BufReader::new(stream);
     while let Some((method, path, body)) = read_request(&mut reader) {
         if method == "STOP" {
-            return false;
+            return ControlFlow::Break(());
         }
         let mut state = state.lock().unwrap();
         let call = format!("{method} {path}");
@@ -112,14 +119,14 @@ fn serve_connection(stream: UnixStream, state: &Mutex<State>, hung: &Sender<()>)
             }
             Some(Fault::DieAfter(prefix)) if call.starts_with(prefix) => {
                 state.answer(&method, &path, &body);
-                return false;
+                return ControlFlow::Break(());
             }
             Some(Fault::Hang(prefix)) if call.starts_with(prefix) => {
                 state.answer(&method, &path, &body);
                 drop(state);
                 let _ = hung.send(());
                 let _ = reader.read(&mut [0]);
-                return true;
+                return ControlFlow::Continue(());
             }
             _ => state.answer(&method, &path, &body),
         };
@@ -132,10 +139,10 @@ fn serve_connection(stream: UnixStream, state: &Mutex<State>, hung: &Sender<()>)
             break;
         }
     }
-    true
+    ControlFlow::Continue(())
 }
 
-fn read_request(reader: &mut BufReader<UnixStream>) -> Option<(String, String, Value)> {
+fn read_request(reader: &mut BufReader<&UnixStream>) -> Option<(String, String, Value)> {
     let mut line = String::new();
     reader.read_line(&mut line).ok()?;
     let mut words = line.split_whitespace();
