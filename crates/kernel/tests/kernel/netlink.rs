@@ -133,6 +133,8 @@ fn addresses_are_usable_at_once() {
             let error = netlink.delete_address(link.index, net).unwrap_err();
             assert!(error.is_not_found(), "{error}");
         }
+        // Without a carrier the search for duplicates does not begin, and so does not end.
+        peer.netlink.set_down(peer.inner.index).unwrap();
         let tentative = "fd00:2::1/64".parse().unwrap();
         netlink.add_address(link.index, tentative, AddressFlags::default()).unwrap();
         let rows = netlink.addresses(Some(link.index)).unwrap();

@@ -3,14 +3,14 @@
 //!
 //! Hundreds of these run at once, so there is no runtime: blocking sockets, small stacks.
 
-use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs as _, UdpSocket};
+use std::io;
+use std::net::{IpAddr, SocketAddr, TcpStream, ToSocketAddrs as _, UdpSocket};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use clap::{Args, Subcommand, ValueEnum};
 use nix::sys::signal::{SigSet, Signal};
 
-const STACK_BYTES: usize = 64 * 1024;
+use super::web::{self, Reply, Request, background};
 
 /// The subcommands that network tests use.
 #[derive(Debug, Subcommand)]
@@ -75,7 +75,7 @@ pub struct Loss {
     #[arg(long, default_value_t = 0.0)]
     seconds: f64,
     /// How long to wait for the last answers.
-    #[arg(long, value_parser = duration, default_value = "1s")]
+    #[arg(long, value_parser = duration, default_value = "5s")]
     linger: Duration,
 }
 
@@ -85,7 +85,7 @@ impl Agnhost {
         let result = match self {
             Self::Netexec(args) => netexec(&args),
             Self::Connect(args) => return connect(&args),
-            Self::ServeHostname(args) => serve_http(args.port, |_, _| Reply::ok(hostname())),
+            Self::ServeHostname(args) => web::serve(args.port, |_| Reply::ok(hostname())),
             Self::Pause => return pause(),
             Self::Loss(args) => loss(&args),
         };
@@ -114,7 +114,8 @@ fn stop_signals() -> SigSet {
     signals
 }
 
-fn hostname() -> String {
+/// The name of the pod, or of whatever this runs on.
+pub fn hostname() -> String {
     let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     name.trim_end().to_owned()
 }
@@ -130,13 +131,10 @@ fn netexec(args: &Netexec) -> io::Result<()> {
     };
     for address in addresses {
         let socket = UdpSocket::bind((*address, args.udp_port))?;
+        queue_much(&socket);
         background(move || serve_udp(&socket))?;
     }
-    serve_http(args.http_port, answer_http)
-}
-
-fn background(work: impl FnOnce() + Send + 'static) -> io::Result<()> {
-    std::thread::Builder::new().stack_size(STACK_BYTES).spawn(work).map(drop)
+    web::serve(args.http_port, answer_http)
 }
 
 fn serve_udp(socket: &UdpSocket) {
@@ -165,27 +163,16 @@ fn canonical(peer: SocketAddr) -> SocketAddr {
     SocketAddr::new(peer.ip().to_canonical(), peer.port())
 }
 
-struct Reply {
-    status: &'static str,
-    body: String,
-}
-
-impl Reply {
-    fn ok(body: String) -> Self {
-        Self { status: "200 OK", body }
-    }
-}
-
-fn answer_http(target: &str, peer: SocketAddr) -> Reply {
-    let (path, query) = target.split_once('?').unwrap_or((target, ""));
+fn answer_http(request: &Request<'_>) -> Reply {
+    let (path, query) = (request.path, request.query);
     match path.to_ascii_lowercase().as_str() {
         "/" => Reply::ok(format!("NOW: {}\n", unix_seconds())),
         "/hostname" => Reply::ok(hostname()),
-        "/clientip" => Reply::ok(canonical(peer).to_string()),
+        "/clientip" => Reply::ok(canonical(request.peer).to_string()),
         "/echo" => Reply::ok(query_value(query, "msg")),
         "/healthz" => Reply::ok(String::new()),
         "/header" => Reply::ok(String::new()),
-        _ => Reply { status: "404 Not Found", body: "404 page not found\n".to_owned() },
+        _ => Reply::not_found(),
     }
 }
 
@@ -214,61 +201,6 @@ fn query_value(query: &str, key: &str) -> String {
         }
     }
     String::from_utf8_lossy(&bytes).into_owned()
-}
-
-fn serve_http(port: u16, answer: fn(&str, SocketAddr) -> Reply) -> io::Result<()> {
-    // The v6 wildcard serves both families where the kernel has both.
-    let listener = TcpListener::bind((IpAddr::from([0_u8; 16]), port))
-        .or_else(|_| TcpListener::bind((IpAddr::from([0_u8; 4]), port)))?;
-    loop {
-        let Ok((stream, peer)) = listener.accept() else { continue };
-        let _ = background(move || {
-            let _ = serve_connection(&stream, peer, answer);
-        });
-    }
-}
-
-/// Answers requests until the client closes; enough of HTTP/1.1 for curl and test clients.
-fn serve_connection(
-    stream: &TcpStream,
-    peer: SocketAddr,
-    answer: fn(&str, SocketAddr) -> Reply,
-) -> io::Result<()> {
-    stream.set_nodelay(true)?;
-    let mut reader = BufReader::with_capacity(4096, stream);
-    loop {
-        let mut request = String::new();
-        if reader.by_ref().take(8192).read_line(&mut request)? == 0 {
-            return Ok(());
-        }
-        let mut words = request.split_ascii_whitespace();
-        let (Some(method), Some(target)) = (words.next(), words.next()) else { return Ok(()) };
-        let mut close = words.next() != Some("HTTP/1.1");
-        let mut body_len = 0_u64;
-        loop {
-            let mut header = String::new();
-            if reader.by_ref().take(8192).read_line(&mut header)? == 0 {
-                return Ok(());
-            }
-            let Some((name, value)) = header.trim_end().split_once(':') else { break };
-            match name.to_ascii_lowercase().as_str() {
-                "content-length" => body_len = value.trim().parse().unwrap_or(0),
-                "connection" => close = value.trim().eq_ignore_ascii_case("close"),
-                _ => {}
-            }
-        }
-        io::copy(&mut reader.by_ref().take(body_len), &mut io::sink())?;
-        let Reply { status, body } = answer(target, peer);
-        let head = format!(
-            "HTTP/1.1 {status}\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: {}\r\n\r\n",
-            body.len()
-        );
-        let body = if method == "HEAD" { "" } else { &body };
-        (&mut &*stream).write_all(format!("{head}{body}").as_bytes())?;
-        if close {
-            return Ok(());
-        }
-    }
 }
 
 // ---------------------------------------------------------------------------------------------
@@ -301,6 +233,13 @@ fn connect(args: &Connect) -> i32 {
         _ => eprintln!("OTHER: {error}"),
     }
     1
+}
+
+/// A receiver that is not scheduled for a while must not look like loss in the network. Needs a
+/// privilege that a pod's processes may lack; then the kernel's default has to do.
+fn queue_much(socket: &UdpSocket) {
+    let bytes = 16 << 20;
+    let _ = nix::sys::socket::setsockopt(socket, nix::sys::socket::sockopt::RcvBufForce, &bytes);
 }
 
 fn udp_to(target: SocketAddr) -> io::Result<UdpSocket> {
@@ -357,9 +296,7 @@ fn loss(args: &Loss) -> io::Result<()> {
 
     let socket = udp_to(target)?;
     socket.set_read_timeout(Some(Duration::from_millis(100)))?;
-    // A receiver that is not scheduled for a while must not look like loss in the network.
-    let _ =
-        nix::sys::socket::setsockopt(&socket, nix::sys::socket::sockopt::RcvBufForce, &(4 << 20));
+    queue_much(&socket);
     let receiving = socket.try_clone()?;
     let (finish, finished) = std::sync::mpsc::channel::<()>();
     let receiver = std::thread::spawn(move || receive_echoes(&receiving, &finished));
@@ -445,23 +382,5 @@ mod tests {
         assert_eq!(duration("2s").unwrap(), Duration::from_secs(2));
         assert!(duration("2parsecs").is_err());
         assert!(duration("-1s").is_err());
-    }
-
-    #[test]
-    fn http_answers_over_one_connection() {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = listener.local_addr().unwrap();
-        let server = std::thread::spawn(move || {
-            let (stream, peer) = listener.accept().unwrap();
-            serve_connection(&stream, peer, answer_http).unwrap();
-        });
-        let mut client = TcpStream::connect(address).unwrap();
-        let request = "GET /echo?msg=hi HTTP/1.1\r\nHost: x\r\n\r\n\
-                       POST /nothing HTTP/1.1\r\nContent-Length: 3\r\nConnection: close\r\n\r\nabc";
-        client.write_all(request.as_bytes()).unwrap();
-        let mut text = String::new();
-        client.read_to_string(&mut text).unwrap();
-        assert!(text.contains("\r\n\r\nhiHTTP/1.1 404"), "{text}");
-        server.join().unwrap();
     }
 }

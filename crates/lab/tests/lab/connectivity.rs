@@ -35,20 +35,20 @@ fn check(test: &str, settings: &[&str], families: &[&str]) {
         let same_family = |ip: &IpAddr| ip.is_ipv4() == own.is_ipv4();
         for number in [1, 2] {
             let host = NodeSpec::new(number).addresses().into_iter().find(same_family).unwrap();
-            lab.exec("client", &["ping", "-c2", "-i0.2", "-W5", &host.to_string()]);
+            lab.exec("client", &["ping", "-c2", "-i0.2", "-W20", &host.to_string()]);
         }
         let internet =
             [IpAddr::V4(INTERNET.0), IpAddr::V6(INTERNET.1)].into_iter().find(same_family);
         let url = format!("http://{}/clientip", std::net::SocketAddr::new(internet.unwrap(), 80));
-        let seen = lab.exec("client", &["curl", "-sS", "-m5", &url]);
+        let seen = lab.exec("client", &["curl", "-sS", "-m20", &url]);
         assert!(seen.contains(&own.to_string()), "the world outside sees {seen}, not {own}");
-        lab.on_node("external", &["ping", "-c2", "-i0.2", "-W5", &own.to_string()]);
+        lab.on_node("external", &["ping", "-c2", "-i0.2", "-W20", &own.to_string()]);
     }
     mtu(&lab);
 }
 
 fn pod_to_pod(lab: &Lab, own: IpAddr, address: IpAddr) {
-    lab.exec("client", &["ping", "-c3", "-i0.2", "-W5", &address.to_string()]);
+    lab.exec("client", &["ping", "-c3", "-i0.2", "-W20", &address.to_string()]);
     let words = curl(address, "clientip");
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     let seen = lab.exec("client", &words);
@@ -62,7 +62,7 @@ fn pod_to_pod(lab: &Lab, own: IpAddr, address: IpAddr) {
         "agnhost",
         "connect",
         "--protocol=udp",
-        "--timeout=5s",
+        "--timeout=20s",
     ];
     lab.exec("client", &[&ask[..], &[&target]].concat());
 }
@@ -80,7 +80,7 @@ fn mtu(lab: &Lab) {
             .map_or("1500", |(_, rest)| rest.split_whitespace().next().unwrap());
         let size = (mtu.parse::<usize>().unwrap() - headers).to_string();
         let ping =
-            ["ping", "-c1", "-W5", "-Mdo", "-s", &size, &address.to_string()].map(str::to_owned);
+            ["ping", "-c1", "-W20", "-Mdo", "-s", &size, &address.to_string()].map(str::to_owned);
         lab.exec("client", &ping.each_ref().map(String::as_str));
     }
 }
@@ -129,7 +129,7 @@ const BURST: u32 = 60;
 /// answered. UDP sends nothing twice.
 fn asks_once(name: &str, node: u32, servers: &[IpAddr]) -> Value {
     let mut script = String::from(
-        "ask() { exec 3<>/dev/udp/$1/8081; printf 'echo hi' >&3; read -t 5 -N 2 answer <&3; [ \"$answer\" = hi ]; }; true",
+        "ask() { exec 3<>/dev/udp/$1/8081; printf 'echo hi' >&3; read -t 30 -N 2 answer <&3; [ \"$answer\" = hi ]; }; true",
     );
     for server in servers {
         script.push_str(&format!(" && ask {server}"));
@@ -168,8 +168,8 @@ fn first_packets_of_a_burst_arrive_with_the_right_identity() {
     // Both nodes' events are read from here on.
     for server in ["near", "far"] {
         let address = lab.addresses(server)[0];
-        lab.eventually("the monitor sees events", Duration::from_secs(10), || {
-            lab.on_node("node-1", &["ping", "-c1", "-W5", &address.to_string()]);
+        lab.eventually("the monitor sees events", Duration::from_secs(60), || {
+            lab.on_node("node-1", &["ping", "-c1", "-W20", &address.to_string()]);
             let events = seen.lock().unwrap();
             events.iter().any(|event| event["summary"]["l3"]["dst"] == address.to_string())
         });
@@ -178,7 +178,7 @@ fn first_packets_of_a_burst_arrive_with_the_right_identity() {
     let pods: Vec<Value> =
         (0..BURST).map(|n| asks_once(&format!("asks-{n}"), 1 + n % 2, &servers)).collect();
     lab.apply(&pods);
-    lab.eventually("every first packet is answered", Duration::from_secs(60), || {
+    lab.eventually("every first packet is answered", Duration::from_secs(180), || {
         let pods = lab.pods();
         let phases = pods.iter().filter(|pod| pod["metadata"]["labels"]["app"] == "asks-once");
         let phases: Vec<_> = phases.map(|pod| pod["status"]["phase"].clone()).collect();
@@ -198,7 +198,7 @@ fn first_packets_of_a_burst_arrive_with_the_right_identity() {
         let from = |event: &&Value| event["summary"]["l3"]["src"] == sender.to_string();
         events.iter().filter(|e| is_to_server(e)).filter(from).cloned().collect::<Vec<_>>()
     };
-    lab.eventually("the monitor has told all", Duration::from_secs(10), || {
+    lab.eventually("the monitor has told all", Duration::from_secs(60), || {
         let events = seen.lock().unwrap();
         senders.iter().all(|sender| of(&events, sender).len() >= 2)
     });

@@ -7,6 +7,11 @@ use serde_json::Value;
 
 use crate::world::{Lab, bin_dir, can_run, text};
 
+/// Limits for what must succeed, on a machine that does other things as well.
+const PATIENT: [&str; 2] = ["--connect-timeout=10s", "--request-timeout=30s"];
+/// Limits where something is to fail, which takes as long.
+const QUICK: [&str; 2] = ["--connect-timeout=3s", "--request-timeout=6s"];
+
 /// Runs the command against the lab's API server.
 fn connectivity_test(lab: &Lab, args: &[&str]) -> Output {
     Command::new(bin_dir().join("cilium"))
@@ -38,7 +43,7 @@ fn check(test: &str, settings: &[&str], families: &[&str]) {
         return;
     }
     let lab = Lab::up(2, settings, &[]);
-    let output = connectivity_test(&lab, &["-o", "json"]);
+    let output = connectivity_test(&lab, &[&PATIENT[..], &["-o", "json"]].concat());
     if !output.status.success() {
         lab.print_world();
         panic!("{}", text(&output));
@@ -116,7 +121,7 @@ fn connectivity_test_fails_when_a_wire_is_cut() {
         return;
     }
     let lab = Lab::up(2, &[], &[]);
-    let quick = ["--connect-timeout=1s", "--request-timeout=2s", "--ip-families=ipv4"];
+    let quick = [&QUICK[..], &["--ip-families=ipv4"]].concat();
     let whole = connectivity_test(&lab, &[&quick[..], &["--test=/pod-to-pod$"]].concat());
     if !whole.status.success() {
         lab.print_world();
@@ -154,7 +159,7 @@ fn connectivity_test_fails_when_large_packets_are_lost() {
     }
     let lab = Lab::up(2, &[], &[]);
     lab.on_node("node-1", &["ip", "link", "set", "eth0", "mtu", "1400"]);
-    let args = ["--test=/pod-to-pod", "--request-timeout=2s", "-o", "json"];
+    let args = [&QUICK[..], &["--test=/pod-to-pod", "-o", "json"]].concat();
     let output = connectivity_test(&lab, &args);
     assert_eq!(output.status.code(), Some(1), "{}", text(&output));
     let results = results(&lab, &output);
@@ -185,7 +190,8 @@ fn connectivity_test_usage() {
     assert_eq!(wrong.status.code(), Some(1), "{}", text(&wrong));
     assert!(text(&wrong).contains("--list"), "{}", text(&wrong));
     // One node is enough for what one node can show.
-    let junit = connectivity_test(&lab, &["-o", "junit", "--test", "/pod-to-pod$"]);
+    let args = [&PATIENT[..], &["-o", "junit", "--test", "/pod-to-pod$"]].concat();
+    let junit = connectivity_test(&lab, &args);
     assert!(junit.status.success(), "{}", text(&junit));
     let junit = String::from_utf8_lossy(&junit.stdout).into_owned();
     assert!(junit.starts_with("<?xml"), "{junit}");

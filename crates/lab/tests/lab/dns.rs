@@ -6,7 +6,8 @@ use serde_json::{Value, json};
 
 use crate::world::{Lab, can_run, pod};
 
-const SECONDS_30: Duration = Duration::from_secs(30);
+/// For what happens within seconds, on a machine that does other things as well.
+const PATIENCE: Duration = Duration::from_secs(90);
 
 /// Names that are looked up in a pod, and what is found.
 fn check(lab: &Lab, names: &[(&str, &str, &[&str])]) {
@@ -15,7 +16,7 @@ fn check(lab: &Lab, names: &[(&str, &str, &[&str])]) {
         let mut found = String::new();
         lab.eventually(
             &format!("{database} {name} is {expected:?}, not {found:?}"),
-            SECONDS_30,
+            PATIENCE,
             || {
                 found = lab.exec("client", &["sh", "-c", &asked]);
                 found.split_whitespace().eq(expected.iter().copied())
@@ -75,10 +76,9 @@ fn pods_resolve_names() {
             ("ahosts", "nothing.default", &[]),
         ],
     );
-    assert_eq!(
-        lab.exec("client", &["sh", "-c", "getent ahostsv4 many.external.test | wc -l"]),
-        "360"
-    );
+    lab.eventually("an answer too long for UDP comes whole", PATIENCE, || {
+        lab.exec("client", &["sh", "-c", "getent ahostsv4 many.external.test | wc -l"]) == "360"
+    });
     let reverse = lab.exec("client", &["getent", "hosts", addresses[0]]);
     assert!(reverse.contains("web-0.web.default.svc.cluster.local"), "{reverse}");
 
@@ -98,7 +98,7 @@ fn pods_resolve_names() {
         before.starts_with("search default.svc.cluster.local svc.cluster.local cluster.local\n")
     );
     lab.kubectl(&["-n", "kube-system", "delete", "pod", "-l", "k8s-app=kube-dns"]);
-    lab.eventually("pods ask the new server", SECONDS_30, || {
+    lab.eventually("pods ask the new server", PATIENCE, || {
         lab.exec("client", &["cat", "/etc/resolv.conf"]) != before
     });
     check(&lab, &[("ahosts", "db.default", &["10.96.0.77"])]);

@@ -12,7 +12,8 @@ use crate::world::{Background, Lab, can_run, pod, server};
 
 /// How often agents are killed under load.
 const KILLS: u32 = 100;
-const SECONDS_30: Duration = Duration::from_secs(30);
+/// For what happens within seconds, on a machine that does other things as well.
+const PATIENCE: Duration = Duration::from_secs(90);
 
 fn v4(lab: &Lab, pod: &str) -> IpAddr {
     *lab.addresses(pod).iter().find(|ip| ip.is_ipv4()).unwrap()
@@ -57,7 +58,7 @@ fn kill_agent(lab: &Lab, node: usize) {
 }
 
 fn wait_for_agents(lab: &Lab) {
-    lab.eventually("all agents are well", SECONDS_30, || {
+    lab.eventually("all agents are well", PATIENCE, || {
         (1..=2).all(|n| {
             let socket = lab.dir().join(format!("nodes/node-{n}/run/cilium/cilium.sock"));
             let mut agent = api::rest::client::Client::new(socket);
@@ -107,7 +108,7 @@ fn killed_agents_lose_no_packet_and_no_pod() {
     lab.wait_ready(&[]);
     for name in alive {
         for address in lab.addresses(&name) {
-            lab.exec("client", &["ping", "-c1", "-W5", &address.to_string()]);
+            lab.exec("client", &["ping", "-c1", "-W20", &address.to_string()]);
         }
     }
 }
@@ -121,7 +122,7 @@ fn a_node_killed_at_once_recovers() {
     let before = lab.addresses("near");
     let cgroup = kernel::cgroup::Cgroup::root().unwrap().path().join("cilium-lab").join(&lab.name);
     kernel::cgroup::Cgroup::at(cgroup.join("node-1")).kill().unwrap();
-    lab.eventually("the containers run again", SECONDS_30, || {
+    lab.eventually("the containers run again", PATIENCE, || {
         lab.pods().iter().filter(|p| p["spec"]["nodeName"] == "node-1").all(|p| {
             let container = &p["status"]["containerStatuses"][0];
             container["restartCount"].as_i64() >= Some(1) && container["ready"] == true
@@ -131,11 +132,11 @@ fn a_node_killed_at_once_recovers() {
     assert_eq!(lab.addresses("near"), before);
     for peer in ["near", "far"] {
         for address in lab.addresses(peer) {
-            lab.exec("client", &["ping", "-c2", "-i0.2", "-W5", &address.to_string()]);
+            lab.exec("client", &["ping", "-c2", "-i0.2", "-W20", &address.to_string()]);
         }
     }
     lab.create(vec![server("new", 1)]);
-    lab.exec("client", &["ping", "-c1", "-W5", &v6(&lab, "new").to_string()]);
+    lab.exec("client", &["ping", "-c1", "-W20", &v6(&lab, "new").to_string()]);
 }
 
 #[test]
@@ -157,16 +158,16 @@ fn without_the_api_server_traffic_and_known_pods_go_on() {
     lab.run("api-server", &["resume"]);
     assert_nothing_lost(&lab, streams);
     for address in lab.addresses("known") {
-        lab.exec("client", &["ping", "-c1", "-W5", &address.to_string()]);
+        lab.exec("client", &["ping", "-c1", "-W20", &address.to_string()]);
     }
     // And everything converges: the other node learns the new pod, and a new identity is no problem.
-    lab.eventually("the other node reaches the new pod", SECONDS_30, || {
+    lab.eventually("the other node reaches the new pod", PATIENCE, || {
         lab.try_on_node("node-2", &["ping", "-c1", "-W1", &v4(&lab, "known").to_string()]).is_ok()
     });
     let mut other = server("other", 2);
     other["metadata"]["labels"]["app"] = "something-new".into();
     lab.create(vec![other]);
-    lab.eventually("the endpoint object is there", SECONDS_30, || {
+    lab.eventually("the endpoint object is there", PATIENCE, || {
         let known = lab.try_kubectl(
             &["get", "ciliumendpoints", "known", "-o", "jsonpath={.status.state}"],
             "",
@@ -186,17 +187,17 @@ fn an_exhausted_pool_says_so_and_leaks_nothing() {
     let pods: Vec<Value> = (0..10).map(|n| pod(&format!("p{n}"), Some(1))).collect();
     lab.apply(&pods);
     let running = || lab.pods().iter().filter(|p| p["status"]["phase"] == "Running").count();
-    lab.eventually("somebody is told that there are no addresses", SECONDS_30, || {
+    lab.eventually("somebody is told that there are no addresses", PATIENCE, || {
         let events =
             lab.kubectl(&["get", "events", "--field-selector=reason=FailedCreatePodSandBox"]);
         events.contains("10.244.0.0/29")
     });
     // Eight addresses less the network's first and last, the router's and the health endpoint's.
     const FOR_PODS: usize = 4;
-    lab.eventually("the pool is used up", SECONDS_30, || running() == FOR_PODS);
+    lab.eventually("the pool is used up", PATIENCE, || running() == FOR_PODS);
     let first = lab.pods().into_iter().find(|p| p["status"]["phase"] == "Running").unwrap();
     lab.delete(&[first]);
-    lab.eventually("a waiting pod gets the free address", SECONDS_30, || running() == FOR_PODS);
+    lab.eventually("a waiting pod gets the free address", PATIENCE, || running() == FOR_PODS);
     lab.delete(&lab.pods());
     assert_nothing_left(&lab, &[(1, &before)]);
 }
@@ -204,7 +205,7 @@ fn an_exhausted_pool_says_so_and_leaks_nothing() {
 type Inventory = std::collections::BTreeMap<&'static str, usize>;
 
 fn assert_nothing_left(lab: &Lab, before: &[(usize, &Inventory)]) {
-    let deadline = Instant::now() + SECONDS_30;
+    let deadline = Instant::now() + PATIENCE;
     loop {
         let after: Vec<Inventory> = before.iter().map(|(node, _)| lab.inventory(*node)).collect();
         if before.iter().zip(&after).all(|((_, before), after)| same_but_descriptors(before, after))
@@ -300,7 +301,7 @@ fn foreign_sources_and_broken_headers_are_dropped_counted_and_named() {
     };
     // The gateway is known before, so that packets leave and not only questions for the gateway.
     for address in [v4(&lab, "far"), v6(&lab, "near")] {
-        lab.exec("client", &["ping", "-c1", "-W5", &address.to_string()]);
+        lab.exec("client", &["ping", "-c1", "-W20", &address.to_string()]);
     }
     lab.exec("client", &["ip", "address", "add", "10.99.99.99/32", "dev", "lo"]);
     lab.exec("client", &["ip", "address", "add", "2001:db8:bad::1/128", "dev", "lo", "nodad"]);
@@ -317,10 +318,13 @@ fn foreign_sources_and_broken_headers_are_dropped_counted_and_named() {
     for (what, frame) in broken_frames() {
         let before = counted("Invalid packet");
         lab.exec("client", &["perl", "-e", SEND_FRAME, &frame]);
-        assert!(counted("Invalid packet") > before, "{what} is not counted");
+        // Sent is not received: the other end of the link has a queue.
+        lab.eventually(&format!("{what} is counted"), PATIENCE, || {
+            counted("Invalid packet") > before
+        });
     }
     // The pod itself is still welcome.
-    lab.exec("client", &["ping", "-c1", "-W5", &v4(&lab, "far").to_string()]);
+    lab.exec("client", &["ping", "-c1", "-W20", &v4(&lab, "far").to_string()]);
 }
 
 /// Sends a frame, given as hexadecimal digits, out of eth0: `AF_PACKET`, `SOCK_RAW`.

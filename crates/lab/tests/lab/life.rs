@@ -29,7 +29,7 @@ fn two_nodes_are_up_within_five_seconds() {
     let nodes = lab.kubectl(&["get", "nodes", "--no-headers"]);
     assert_eq!(nodes.lines().filter(|line| line.contains(" Ready ")).count(), 2, "{nodes}");
     // Other work on the machine, such as this test's own build, must not make the test fail.
-    assert!(lab.took < Duration::from_secs(20), "took {:?}", lab.took);
+    assert!(lab.took < Duration::from_secs(60), "took {:?}", lab.took);
     eprintln!("lab up --nodes 2 took {:?}", lab.took);
 }
 
@@ -58,7 +58,7 @@ fn nothing_is_left_after_a_crash() {
     kill(Pid::from_raw(supervisor as i32), Signal::SIGKILL).unwrap();
     // It may take a moment to be gone.
     let mut words = String::new();
-    lab.eventually("the supervisor is gone", Duration::from_secs(10), || {
+    lab.eventually("the supervisor is gone", Duration::from_secs(60), || {
         let status = lab.command("status").output().unwrap();
         words = text(&status);
         !status.status.success() && !words.contains("does not answer")
@@ -101,14 +101,16 @@ fn labs_live_side_by_side() {
     // The same addresses in both; each answers in its own.
     for lab in [&first, &second] {
         let address = lab.addresses("a")[0];
-        let answer = lab
-            .on_node("node-1", &["curl", "-sS", "-m5", &format!("http://{address}:8080/hostname")]);
+        let answer = lab.on_node(
+            "node-1",
+            &["curl", "-sS", "-m20", &format!("http://{address}:8080/hostname")],
+        );
         assert_eq!(answer, "a");
     }
     first.run("down", &[]);
     assert_eq!(traces(&first.name), BTreeSet::new());
     let address = second.addresses("a")[0].to_string();
-    second.exec("client", &["ping", "-c1", "-W5", &address]);
+    second.exec("client", &["ping", "-c1", "-W20", &address]);
 }
 
 #[test]

@@ -6,6 +6,9 @@ use serde_json::{Value, json};
 
 use crate::world::{Lab, can_run, pod};
 
+/// For what happens within seconds, on a machine that does other things as well.
+const PATIENCE: Duration = Duration::from_secs(90);
+
 fn with_command(name: &str, policy: &str, script: &str) -> Value {
     let mut pod = pod(name, None);
     pod["spec"]["restartPolicy"] = json!(policy);
@@ -52,9 +55,7 @@ fn pods_have_the_status_that_a_kubelet_gives() {
     let phase =
         |name: &str| lab.pod(name)["status"]["phase"].as_str().unwrap_or_default().to_owned();
     let reaches = |name: &str, wanted: &str| {
-        lab.eventually(&format!("{name} is {wanted}"), Duration::from_secs(30), || {
-            phase(name) == wanted
-        });
+        lab.eventually(&format!("{name} is {wanted}"), PATIENCE, || phase(name) == wanted);
     };
     reaches("success", "Succeeded");
     reaches("failure", "Failed");
@@ -65,13 +66,13 @@ fn pods_have_the_status_that_a_kubelet_gives() {
     assert_eq!(lab.kubectl(&["logs", "success", "--tail=1"]), "two");
     lab.wait_ready(&["host", "initialised"]);
     assert_eq!(lab.pod("host")["status"]["podIP"], "172.18.1.1");
-    lab.eventually("the crashing pod backs off", Duration::from_secs(10), || {
+    lab.eventually("the crashing pod backs off", PATIENCE, || {
         let pod = lab.pod("crash");
         container(&pod)["state"]["waiting"]["reason"] == "CrashLoopBackOff"
             && container(&pod)["restartCount"].as_i64() >= Some(1)
             && container(&pod)["lastState"]["terminated"]["exitCode"] == 4
     });
-    lab.eventually("the image cannot be pulled", Duration::from_secs(10), || {
+    lab.eventually("the image cannot be pulled", PATIENCE, || {
         let pod = lab.pod("no-image");
         let reason =
             container(&pod)["state"]["waiting"]["reason"].as_str().unwrap_or_default().to_owned();
@@ -86,7 +87,7 @@ fn pods_have_the_status_that_a_kubelet_gives() {
     std::fs::write(&file, "").unwrap();
     lab.wait_ready(&["unready"]);
     std::fs::remove_file(&file).unwrap();
-    lab.kubectl(&["wait", "--for=condition=Ready=false", "--timeout=30s", "pod/unready"]);
+    lab.kubectl(&["wait", "--for=condition=Ready=false", "--timeout=90s", "pod/unready"]);
 }
 
 #[test]
@@ -98,17 +99,22 @@ fn pods_end_gracefully() {
     let mut polite =
         with_command("polite", "Always", "trap 'exit 0' TERM; while :; do sleep 0.1; done");
     polite["spec"]["terminationGracePeriodSeconds"] = json!(60);
-    let mut stubborn =
-        with_command("stubborn", "Always", "trap '' TERM; while :; do sleep 0.1; done");
+    // Ready when it does not hear any more.
+    let deaf = format!("/tmp/{}-deaf", lab.name);
+    let script = format!("trap '' TERM; touch {deaf}; while :; do sleep 0.1; done");
+    let mut stubborn = with_command("stubborn", "Always", &script);
     stubborn["spec"]["terminationGracePeriodSeconds"] = json!(2);
+    stubborn["spec"]["containers"][0]["readinessProbe"] =
+        json!({"exec": {"command": ["test", "-e", deaf]}, "periodSeconds": 1});
     lab.apply(&[polite, stubborn]);
     lab.wait_ready(&[]);
     let began = std::time::Instant::now();
     lab.kubectl(&["delete", "pod", "polite"]);
-    assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
+    assert!(began.elapsed() < Duration::from_secs(50), "{:?}", began.elapsed());
     let began = std::time::Instant::now();
     lab.kubectl(&["delete", "pod", "stubborn"]);
     assert!(began.elapsed() >= Duration::from_secs(2), "{:?}", began.elapsed());
+    std::fs::remove_file(&deaf).unwrap();
     // By force: at once, and a pod of the same name can follow at once.
     lab.apply(&[with_command("again", "Always", "trap '' TERM; while :; do sleep 0.1; done")]);
     lab.wait_ready(&[]);
@@ -132,8 +138,9 @@ fn the_scheduler_spreads_and_respects_wishes() {
     assert_eq!(lab.pod("chosen")["spec"]["nodeName"], "node-2");
     let on_first = lab.pods().iter().filter(|pod| pod["spec"]["nodeName"] == "node-1").count();
     assert_eq!(on_first, 2);
-    let waiting = lab.pod("impossible");
-    let condition = &waiting["status"]["conditions"][0];
-    assert_eq!(condition["reason"], "Unschedulable", "{waiting}");
-    assert!(condition["message"].as_str().unwrap().contains("0/2 nodes are available"));
+    lab.eventually("the impossible pod is told why it waits", PATIENCE, || {
+        let condition = &lab.pod("impossible")["status"]["conditions"][0];
+        let message = condition["message"].as_str().unwrap_or_default();
+        condition["reason"] == "Unschedulable" && message.contains("0/2 nodes are available")
+    });
 }

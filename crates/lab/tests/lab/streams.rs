@@ -19,6 +19,9 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::world::{Lab, can_run, pod, server, text};
 
+/// For what takes a moment, on a machine that does other things as well.
+const PATIENCE_S: &str = "90";
+
 fn kubectls() -> Vec<String> {
     let more = std::env::var("LAB_TEST_KUBECTL").unwrap_or_default();
     let more = more.split(':').filter(|path| !path.is_empty()).map(str::to_owned);
@@ -38,7 +41,7 @@ impl Kubectl<'_> {
 
     fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new("timeout");
-        command.args(["30", self.program]).args(args);
+        command.args([PATIENCE_S, self.program]).args(args);
         command.env("KUBECONFIG", self.lab.dir().join("kubeconfig"));
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         command
@@ -132,11 +135,11 @@ fn commands(kubectl: &Kubectl<'_>) {
     assert_eq!(output.stdout.len(), 5_000_000, "{}", kubectl.program);
     // A terminal, with the size of the one that kubectl has.
     let inner = format!(
-        "stty rows 33 cols 99; {} exec -it web -c side -- sh -c 'sleep 0.5; tty; stty size; echo $TERM; exit 5'",
+        "stty rows 33 cols 99; {} exec -it web -c side -- sh -c 'until stty size | grep 33.99; do sleep 0.1; done; tty; echo $TERM; exit 5'",
         kubectl.program
     );
     let output = Command::new("timeout")
-        .args(["30", "script", "-qec", &inner, "/dev/null"])
+        .args([PATIENCE_S, "script", "-qec", &inner, "/dev/null"])
         .env("KUBECONFIG", kubectl.lab.dir().join("kubeconfig"))
         .stdin(Stdio::null())
         .output()
@@ -177,7 +180,7 @@ fn ports(kubectl: &Kubectl<'_>) {
         .unwrap_or_else(|| panic!("{}: {line:?}", kubectl.program));
     let ask = || {
         let mut stream = TcpStream::connect(("127.0.0.1", local)).unwrap();
-        stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
         stream
             .write_all(b"GET /hostname HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
             .unwrap();
@@ -206,7 +209,7 @@ fn logs(kubectl: &Kubectl<'_>) {
     kubectl.check(&["logs", "web", "-c", "side", "--timestamps"], "", "", "does not know when", 1);
     kubectl.check(&["logs", "web", "-c", "side", "-p"], "", "", "not found", 1);
     // Each run has a log of its own; following one that has ended ends.
-    kubectl.lab.eventually("the container has run twice", Duration::from_secs(30), || {
+    kubectl.lab.eventually("the container has run twice", Duration::from_secs(90), || {
         let pod = kubectl.lab.pod("crash");
         let status = &pod["status"]["containerStatuses"][0];
         status["restartCount"].as_i64() >= Some(1) && status["state"]["running"].is_null()
@@ -235,7 +238,7 @@ fn kube_rs_reaches_into_pods() {
     lab.create(vec![server("web", 1)]);
     let kubeconfig = Kubeconfig::read_from(lab.dir().join("kubeconfig")).unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let patience = Duration::from_secs(30);
+    let patience = Duration::from_secs(90);
     runtime.block_on(async {
         let options = KubeConfigOptions::default();
         let config = Config::from_custom_kubeconfig(kubeconfig, &options).await.unwrap();

@@ -184,7 +184,7 @@ impl Lab {
 
     /// Creates pods in process and waits until they are Ready.
     pub fn create(&self, pods: Vec<Value>) {
-        self.ask(&Request::Apply { objects: pods, timeout_s: 60 });
+        self.ask(&Request::Apply { objects: pods, timeout_s: 180 });
     }
 
     /// Deletes pods in process and waits until they are gone.
@@ -256,7 +256,7 @@ impl Lab {
     }
 
     pub fn wait_ready(&self, pods: &[&str]) {
-        let mut args = vec!["wait", "--for=condition=Ready", "--timeout=60s", "pod"];
+        let mut args = vec!["wait", "--for=condition=Ready", "--timeout=180s", "pod"];
         args.extend(if pods.is_empty() { &["--all"] } else { pods });
         self.kubectl(&args);
     }
@@ -380,7 +380,7 @@ pub fn server(name: &str, node: u32) -> Value {
 /// Asks a netexec for something over HTTP.
 pub fn curl(address: IpAddr, path: &str) -> Vec<String> {
     let url = format!("http://{}/{path}", SocketAddr::new(address, 8080));
-    ["curl", "-sS", "--max-time", "5", &url].map(str::to_owned).to_vec()
+    ["curl", "-sS", "--max-time", "20", &url].map(str::to_owned).to_vec()
 }
 
 /// The traces that labs of this name leave on the machine.
