@@ -1,9 +1,9 @@
-//! `demo`: from a fresh clone to pods that talk, in one command.
+//! `demo`: from a fresh clone to ships that land, in one command.
 //!
-//! Builds everything, starts a lab of two nodes with the pods of `docs/guide/pods.yaml`, lets the
-//! pod `client` ping and ask every other pod over IPv4 and IPv6, and says what to try next.
+//! Builds everything, starts a lab of two nodes with the Star Wars demo, lets the ships ask every
+//! Death Star for a landing over IPv4 and IPv6, and says what to try next.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -14,9 +14,12 @@ use crate::shell::{self, Root, output, run, say};
 use crate::{build, test};
 
 const LAB: &str = "demo";
-const MANIFEST: &str = "docs/guide/pods.yaml";
-/// The pod of the manifest that asks the others.
-const CLIENT: &str = "client";
+/// Who asks for landings.
+const SHIPS: [&str; 2] = ["tiefighter", "xwing"];
+/// How the pods begin that are asked.
+const STATION: &str = "deathstar-";
+/// Where they land.
+const GUIDE: &str = "docs/guide/demo.md";
 
 /// Runs the demo. The lab is left running for the user to play with, unless `down`.
 pub(crate) fn demo(root: &Root, down: bool) -> anyhow::Result<()> {
@@ -34,7 +37,7 @@ pub(crate) fn demo(root: &Root, down: bool) -> anyhow::Result<()> {
         say("an earlier demo is still running: taking it down");
         run(&mut demo.lab("down", &[]))?;
     }
-    let result = demo.show(root);
+    let result = demo.show();
     // A machine that runs the demo as a test has nobody to take it down.
     if down || std::env::var_os("CI").is_some() {
         say("taking the lab down");
@@ -59,7 +62,6 @@ struct Pod {
     name: String,
     node: String,
     addresses: Vec<IpAddr>,
-    port: Option<u64>,
 }
 
 impl Demo {
@@ -73,66 +75,19 @@ impl Demo {
         Ok(output(&mut self.lab("kubeconfig", &[]))?.trim().to_owned())
     }
 
-    fn show(&self, root: &Root) -> anyhow::Result<()> {
-        say(format!("starting a lab of two nodes with the pods of {MANIFEST}"));
-        let manifest = root.join(MANIFEST);
-        let manifest = manifest.to_str().context("the repository's path is not UTF-8")?;
-        run(&mut self.lab("up", &["--nodes", "2", "-f", manifest]))?;
+    fn show(&self) -> anyhow::Result<()> {
+        say("starting a lab of two nodes with the Star Wars demo");
+        run(&mut self.lab("up", &["--nodes", "2", "--demo"]))?;
         let kubeconfig = self.kubeconfig()?;
         let kubectl = |arguments: &[&str]| {
             let mut command = Command::new("kubectl");
             command.args(arguments).env("KUBECONFIG", &kubeconfig);
             command
         };
-        run(&mut kubectl(&["wait", "--for=condition=Ready", "pod", "--all", "--timeout=120s"]))?;
         say("kubectl get nodes,pods -o wide");
         run(&mut kubectl(&["get", "nodes,pods", "-o", "wide"]))?;
         let pods = pods(&output(&mut kubectl(&["get", "pods", "-o", "json"]))?)?;
-        self.talk(&pods)
-    }
-
-    /// The client pings every other pod, and asks those that serve HTTP for their name.
-    fn talk(&self, pods: &[Pod]) -> anyhow::Result<()> {
-        let client = pods
-            .iter()
-            .find(|pod| pod.name == CLIENT)
-            .with_context(|| format!("no pod {CLIENT:?} in {MANIFEST}"))?;
-        say(format!("{CLIENT} on {} talks to the other pods", client.node));
-        let mut silent = 0;
-        for pod in pods.iter().filter(|pod| pod.name != CLIENT) {
-            let place = if pod.node == client.node { "same node" } else { "other node" };
-            for address in &pod.addresses {
-                let ping = self.ask(&["ping", "-c1", "-W5", &address.to_string()]);
-                let ping = ping.map(|text| round_trip(&text).to_owned());
-                let http = pod.port.map(|port| {
-                    let url = format!(
-                        "http://{}/hostname",
-                        std::net::SocketAddr::new(*address, port as u16)
-                    );
-                    self.ask(&["curl", "-sS", "-m5", &url])
-                });
-                silent += usize::from(ping.is_err()) + usize::from(matches!(http, Some(Err(_))));
-                println!(
-                    "    {:<16} {:<12} {:<28} ping {:<24} {}",
-                    pod.name,
-                    place,
-                    address.to_string(),
-                    said(&ping),
-                    http.map_or_else(String::new, |answer| format!("http {}", said(&answer)))
-                );
-            }
-        }
-        if silent > 0 {
-            bail!("{silent} of these did not answer");
-        }
-        Ok(())
-    }
-
-    /// Runs a command in the client.
-    fn ask(&self, command: &[&str]) -> anyhow::Result<String> {
-        let mut arguments = vec![CLIENT, "--"];
-        arguments.extend(command);
-        output(&mut self.lab("exec", &arguments)).map(|text| text.trim().to_owned())
+        land(&pods, &kubectl)
     }
 
     fn next_steps(&self, root: &Root) {
@@ -144,13 +99,36 @@ impl Demo {
              kubectl get pods -o wide\n  \
              cilium status\n  \
              cilium endpoint list\n  \
-             cilium monitor --from-pod default/{CLIENT}\n  \
-             cilium lab exec --name {LAB} {CLIENT} -- ping -c3 ADDRESS\n\n\
-             and when you are done:\n\n  \
+             cilium monitor --from-pod default/tiefighter\n  \
+             kubectl exec tiefighter -- curl -s -XPUT ADDRESS/v1/exhaust-port\n\n\
+             {GUIDE} says more; and when you are done:\n\n  \
              cilium lab down --name {LAB}\n",
             bin.display()
         );
     }
+}
+
+/// Lets every ship ask every station for a landing.
+fn land(pods: &[Pod], kubectl: &impl Fn(&[&str]) -> Command) -> anyhow::Result<()> {
+    let stations: Vec<&Pod> = pods.iter().filter(|pod| pod.name.starts_with(STATION)).collect();
+    let mut refused = 0;
+    for ship in pods.iter().filter(|pod| SHIPS.contains(&pod.name.as_str())) {
+        say(format!("{} on {} asks for landings", ship.name, ship.node));
+        for station in &stations {
+            let place = if station.node == ship.node { "same node" } else { "other node" };
+            for address in &station.addresses {
+                let url = format!("http://{}/v1/request-landing", SocketAddr::new(*address, 80));
+                let ask = ["exec", &ship.name, "--", "curl", "-sS", "-m5", "-XPOST", &url];
+                let answer = output(&mut kubectl(&ask)).map(|text| text.trim().to_owned());
+                refused += usize::from(!matches!(&answer, Ok(text) if text == "Ship landed"));
+                println!("    {:<28} {place:<12} {url:<52} {}", station.name, said(&answer));
+            }
+        }
+    }
+    if stations.is_empty() || refused > 0 {
+        bail!("{refused} of these did not land, at {} stations", stations.len());
+    }
+    Ok(())
 }
 
 /// The pods in kubectl's JSON.
@@ -169,13 +147,7 @@ fn pod(item: &Value) -> Option<Pod> {
             .iter()
             .filter_map(|entry| entry["ip"].as_str()?.parse().ok())
             .collect(),
-        port: item["spec"]["containers"][0]["ports"][0]["containerPort"].as_u64(),
     })
-}
-
-/// `… time=0.123 ms` of ping's output.
-fn round_trip(text: &str) -> &str {
-    text.split_once("time=").and_then(|(_, rest)| rest.lines().next()).unwrap_or("?")
 }
 
 /// An answer on one line.
@@ -194,17 +166,11 @@ mod tests {
     fn pods_are_read_from_what_kubectl_prints() {
         let json = r#"{"items": [{
             "metadata": {"name": "a"},
-            "spec": {"nodeName": "node-1", "containers": [{"ports": [{"containerPort": 8080}]}]},
+            "spec": {"nodeName": "node-1"},
             "status": {"podIPs": [{"ip": "10.0.0.1"}, {"ip": "fd00::1"}]}
         }, {"metadata": {"name": "pending"}, "spec": {}, "status": {}}]}"#;
         let pods = pods(json).unwrap();
         assert_eq!(pods.len(), 1);
-        assert_eq!((pods[0].addresses.len(), pods[0].port), (2, Some(8080)));
-    }
-
-    #[test]
-    fn time_is_read_from_what_ping_prints() {
-        assert_eq!(round_trip("64 bytes from x: icmp_seq=1 ttl=63 time=0.07 ms\n\n---"), "0.07 ms");
-        assert_eq!(round_trip("nothing"), "?");
+        assert_eq!((pods[0].node.as_str(), pods[0].addresses.len()), ("node-1", 2));
     }
 }

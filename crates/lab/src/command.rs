@@ -62,9 +62,12 @@ pub struct Up {
     /// Number of nodes.
     #[arg(long, default_value_t = 2)]
     nodes: u32,
-    /// Manifest to apply; its pods are waited for. Repeatable; "-" is standard input.
+    /// Manifest to apply; its pods and workloads are waited for. Repeatable; "-" is standard input.
     #[arg(short, long = "filename", value_name = "FILE")]
     files: Vec<PathBuf>,
+    /// Start the Star Wars demo: deathstar, tiefighter and xwing.
+    #[arg(long)]
+    demo: bool,
     /// Key of cilium-config and its value, such as routing-mode=native. Repeatable.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     settings: Vec<String>,
@@ -219,7 +222,10 @@ fn running(name: Option<&str>) -> Result<Paths> {
 fn up(args: &Up) -> Result<ExitCode> {
     let spec = Spec::new(&args.name, args.nodes, &args.settings)?;
     let spec = Spec { dns: !args.without_dns, ..spec };
-    let objects = read_manifests(&args.files)?;
+    let mut objects = read_manifests(&args.files)?;
+    if args.demo {
+        objects.extend(parse_manifest(DEMO, Path::new("demo.yaml"))?);
+    }
     kernel::requirements::root()?;
     kernel::requirements::kernel()?;
     kernel::requirements::cgroup2()?;
@@ -335,6 +341,9 @@ fn start_supervisor(spec: &Spec, paths: &Paths, progress: &Progress) -> Result<(
     ))
 }
 
+/// The Star Wars demo.
+const DEMO: &str = include_str!("demo.yaml");
+
 /// The objects of manifests, in order.
 fn read_manifests(files: &[PathBuf]) -> Result<Vec<Value>> {
     let mut objects = Vec::new();
@@ -345,11 +354,18 @@ fn read_manifests(files: &[PathBuf]) -> Result<Vec<Value>> {
             }
             _ => fs::read_to_string(file).with_context(|| format!("read {}", file.display()))?,
         };
-        let documents: Vec<Value> = serde_saphyr::from_multiple(&text)
-            .map_err(|error| anyhow!("{}: {error}", file.display()))?;
-        for document in documents.into_iter().filter(|document| !document.is_null()) {
-            flatten(document, file, &mut objects)?;
-        }
+        objects.extend(parse_manifest(&text, file)?);
+    }
+    Ok(objects)
+}
+
+/// The objects of a manifest, in order.
+fn parse_manifest(text: &str, file: &Path) -> Result<Vec<Value>> {
+    let documents: Vec<Value> = serde_saphyr::from_multiple(text)
+        .map_err(|error| anyhow!("{}: {error}", file.display()))?;
+    let mut objects = Vec::new();
+    for document in documents.into_iter().filter(|document| !document.is_null()) {
+        flatten(document, file, &mut objects)?;
     }
     Ok(objects)
 }

@@ -6,6 +6,8 @@
 
 pub mod agnhost;
 pub mod dns;
+pub mod starwars;
+pub mod web;
 
 use clap::Subcommand;
 
@@ -21,6 +23,10 @@ pub enum Image {
     DnsAuthority(dns::DnsAuthority),
     /// Do nothing until told to stop.
     Pause,
+    /// The Death Star of the Star Wars demo.
+    Starwars(starwars::StarWars),
+    /// The ships of the Star Wars demo.
+    JsonMock(starwars::JsonMock),
 }
 
 impl Image {
@@ -31,6 +37,8 @@ impl Image {
             Self::Coredns(server) => server.run(),
             Self::DnsAuthority(server) => server.run(),
             Self::Pause => agnhost::pause(),
+            Self::Starwars(server) => server.run(),
+            Self::JsonMock(server) => server.run(),
         }
     }
 }
@@ -75,6 +83,8 @@ fn built_in(image: &str) -> Option<&'static str> {
         Some("agnhost") => Some("agnhost"),
         Some("coredns") => Some("coredns"),
         Some("pause") => Some("pause"),
+        Some("starwars") => Some("starwars"),
+        Some("json-mock") => Some("json-mock"),
         _ => None,
     }
 }
@@ -110,6 +120,9 @@ mod tests {
         check(coredns, &[], &[], Some(("built in", "coredns")));
         check(coredns, &[], &["--ttl=30"], Some(("built in", "coredns --ttl=30")));
         check("registry.k8s.io/pause@sha256:0123", &[], &[], Some(("built in", "pause")));
+        check("docker.io/cilium/starwars", &[], &[], Some(("built in", "starwars")));
+        let ship = "quay.io/cilium/json-mock:v1.3.8@sha256:0123";
+        check(ship, &[], &[], Some(("built in", "json-mock")));
         check(
             "nginx",
             &["python3", "-m"],

@@ -20,6 +20,7 @@
 //! command line and the tests.
 
 pub mod apiserver;
+pub mod arrival;
 pub mod cluster;
 pub mod command;
 pub mod control;

@@ -33,7 +33,8 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::apiserver::{self, ApiServer};
-use crate::cluster::{Applied, CILIUM_NODES, CONFIG_MAPS, Cluster, KUBE_SYSTEM, PODS};
+use crate::arrival;
+use crate::cluster::{CILIUM_NODES, CONFIG_MAPS, Cluster, KUBE_SYSTEM, PODS};
 use crate::control::{Answer, Located, NodeStatus, Request, Status};
 use crate::controllers;
 use crate::network::Network;
@@ -681,14 +682,9 @@ async fn handle(
             Ok(serde_json::to_value(locate(lab, &namespace, &pod, container.as_deref())?)?)
         }
         Request::Apply { objects, timeout_s } => {
-            let mut pods = Vec::new();
-            for object in objects {
-                let applied = lab.cluster.apply_manifest(object)?;
-                if applied.kind == "Pod" {
-                    pods.push(applied);
-                }
-            }
-            wait_pods(lab, pods, Duration::from_secs(timeout_s), &progress).await?;
+            let applied = objects.into_iter().map(|object| lab.cluster.apply_manifest(object));
+            let applied = applied.collect::<Result<Vec<_>>>()?;
+            arrival::wait(&lab.cluster, applied, Duration::from_secs(timeout_s), &progress).await?;
             Ok(Value::Null)
         }
         Request::DeletePods { namespace, names } => {
@@ -757,78 +753,4 @@ fn locate(lab: &Lab, namespace: &str, pod: &str, container: Option<&str>) -> Res
         .first()
         .with_context(|| format!("container {container} of pod {pod} does not run now"))?;
     Ok(Located { pid: i32::try_from(*pid)?, cgroup })
-}
-
-/// Waits until pods are Ready or have succeeded.
-async fn wait_pods(
-    lab: &Lab,
-    mut waiting: Vec<Applied>,
-    timeout: Duration,
-    progress: &mpsc::UnboundedSender<String>,
-) -> Result<()> {
-    let deadline = tokio::time::Instant::now() + timeout;
-    let mut watch = lab.cluster.watch(PODS);
-    let count = waiting.len();
-    let mut last: HashMap<String, String> = HashMap::new();
-    while !waiting.is_empty() {
-        let Ok(change) = tokio::time::timeout_at(deadline, watch.next()).await else {
-            let state = |pod: &Applied| {
-                format!(
-                    "{}/{} ({})",
-                    pod.namespace,
-                    pod.name,
-                    last.get(&pod.name).map_or("Pending", String::as_str)
-                )
-            };
-            let names: Vec<String> = waiting.iter().map(state).collect();
-            bail!(
-                "after {} s these pods are not Ready: {}; `kubectl describe pod` says more",
-                timeout.as_secs(),
-                names.join(", ")
-            );
-        };
-        let of = |pod: &Applied| pod.namespace == change.namespace() && pod.name == change.name();
-        let Some(index) = waiting.iter().position(of) else { continue };
-        let Some(pod) = change.typed::<Pod>() else { continue };
-        match pod_progress(&pod) {
-            PodProgress::Ready => {
-                waiting.swap_remove(index);
-                let node = pod.spec.and_then(|spec| spec.node_name).unwrap_or_default();
-                let text = format!(
-                    "pod {} Ready on {node} ({}/{count})",
-                    change.name(),
-                    count - waiting.len()
-                );
-                let _ = progress.send(text);
-            }
-            PodProgress::Hopeless(why) => {
-                bail!("pod {}/{} cannot start: {why}", change.namespace(), change.name())
-            }
-            PodProgress::Waiting(why) => drop(last.insert(change.name().to_owned(), why)),
-        }
-    }
-    Ok(())
-}
-
-enum PodProgress {
-    Ready,
-    Waiting(String),
-    Hopeless(String),
-}
-
-fn pod_progress(pod: &Pod) -> PodProgress {
-    let status = pod.status.clone().unwrap_or_default();
-    let ready =
-        status.conditions.iter().flatten().any(|c| c.type_ == "Ready" && c.status == "True");
-    if ready || status.phase.as_deref() == Some("Succeeded") {
-        return PodProgress::Ready;
-    }
-    let containers = status.container_statuses.unwrap_or_default();
-    let waiting = containers.iter().find_map(|c| c.state.as_ref()?.waiting.as_ref());
-    let reason = waiting.and_then(|w| w.reason.clone()).unwrap_or_else(|| "Pending".to_owned());
-    if matches!(reason.as_str(), "ErrImagePull" | "ImagePullBackOff") {
-        let message = waiting.and_then(|w| w.message.clone()).unwrap_or(reason);
-        return PodProgress::Hopeless(message);
-    }
-    PodProgress::Waiting(reason)
 }

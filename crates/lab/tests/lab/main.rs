@@ -6,6 +6,7 @@
 
 mod connectivity;
 mod connectivity_test;
+mod demo;
 mod dns;
 mod faults;
 mod health;
