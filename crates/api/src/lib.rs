@@ -2,6 +2,7 @@
 //!
 //! - [`config`]: every option, from flags, environment and the `cilium-config` directory;
 //! - [`crd`]: Cilium's custom resources and the manifests that install them;
+//! - [`hubble`]: Hubble's gRPC API;
 //! - [`k8s`]: the few fields that we read of Kubernetes' own objects;
 //! - [`rest`]: the agent's REST API on its unix socket, and a blocking client of it.
 //!
@@ -11,5 +12,6 @@
 
 pub mod config;
 pub mod crd;
+pub mod hubble;
 pub mod k8s;
 pub mod rest;

@@ -20,8 +20,8 @@ mod value;
 pub use load::{ConfigError, Invocation, Loaded, Origin, Refusal};
 pub use reference::reference;
 pub use value::{
-    DatapathMode, IdentityAllocationMode, IpamMode, ListenAddress, MonitorAggregation, OptionValue,
-    Ratio, RoutingMode, TunnelProtocol,
+    AllowLocalhost, CidrMatchMode, DatapathMode, IdentityAllocationMode, IpamMode, ListenAddress,
+    MonitorAggregation, OptionValue, PolicyEnforcement, Ratio, RoutingMode, TunnelProtocol,
 };
 
 use std::path::PathBuf;
@@ -182,6 +182,35 @@ options! {
         "Entries of the map of local addresses, cilium_lxc.";
     AGENT "bpf-ipcache-map-max" bpf_ipcache_map_max: u32 = "512000",
         "Entries of each map of addresses and prefixes of the cluster, cilium_ipcache.";
+
+    AGENT "enable-policy" enable_policy: PolicyEnforcement = "default",
+        "Where policy is enforced: where policies select an endpoint, everywhere, or nowhere.";
+    AGENT "policy-audit-mode" policy_audit_mode: bool = "false",
+        "Let pass what policy denies, and report it as audited.";
+    AGENT "enable-host-firewall" enable_host_firewall: bool = "false",
+        "Enforce policies with a nodeSelector on the node itself.";
+    AGENT "allow-localhost" allow_localhost: AllowLocalhost = "auto",
+        "Whether the node may always reach its own pods.";
+    AGENT "policy-cidr-match-mode" policy_cidr_match_mode: CidrMatchMode = "",
+        "What besides addresses outside the cluster rules about prefixes apply to.";
+    AGENT "enable-node-selector-labels" enable_node_selector_labels: bool = "false",
+        "Give nodes identities by their labels, for fromNodes and toNodes.";
+    AGENT "enable-k8s-networkpolicy" enable_k8s_networkpolicy: bool = "true",
+        "Enforce NetworkPolicy.";
+    AGENT "enable-cilium-network-policy" enable_cilium_network_policy: bool = "true",
+        "Enforce CiliumNetworkPolicy.";
+    AGENT "enable-cilium-clusterwide-network-policy" enable_cilium_clusterwide_network_policy: bool = "true",
+        "Enforce CiliumClusterwideNetworkPolicy.";
+    AGENT "enable-k8s-cluster-network-policy" enable_k8s_cluster_network_policy: bool = "false",
+        "Enforce ClusterNetworkPolicy, where its CRD is installed.";
+    AGENT "bpf-policy-map-max" bpf_policy_map_max: u32 = "16384",
+        "Entries of the policy of an endpoint at most; one that needs more is locked down.";
+    AGENT "enable-endpoint-lockdown-on-policy-overflow" enable_endpoint_lockdown_on_policy_overflow: bool = "true",
+        "Deny everything to an endpoint whose policy does not fit; otherwise it keeps the policy that it had.";
+    AGENT "conntrack-gc-interval" conntrack_gc_interval: Duration = "0s",
+        "How often idle connections are looked for; 0 adapts to how many there are, between 10 s and conntrack-gc-max-interval.";
+    AGENT "conntrack-gc-max-interval" conntrack_gc_max_interval: Duration = "12h",
+        "Longest time between two searches for idle connections.";
 
     OPERATOR "cluster-pool-ipv4-cidr" cluster_pool_ipv4_cidr: Vec<IpNet> = "10.0.0.0/8",
         "Prefixes that the nodes' IPv4 prefixes are cut from.";

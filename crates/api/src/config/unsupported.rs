@@ -341,8 +341,6 @@ pub const ALL: &[Unsupported] = &[
     tuning("bpf-ct-timeout-service-tcp", "connection tracking"),
     tuning("bpf-ct-timeout-service-any", "connection tracking"),
     tuning("bpf-ct-timeout-service-tcp-grace", "connection tracking"),
-    tuning("conntrack-gc-interval", "connection tracking"),
-    tuning("conntrack-gc-max-interval", "connection tracking"),
     tuning("bpf-conntrack-accounting", "connection tracking"),
     tuning("bpf-nat-global-max", "connection tracking"),
     tuning("bpf-neigh-global-max", "connection tracking"),
@@ -353,26 +351,10 @@ pub const ALL: &[Unsupported] = &[
     tuning("bpf-map-event-buffers", "connection tracking"),
     tuning("enable-per-cluster-ip-address", "connection tracking"),
     // Policy and identities.
-    switch("enable-policy", "policy enforcement", &["default", "never"]),
-    switch("policy-audit-mode", "the audit mode of policy", &["false"]),
-    switch("enable-host-firewall", "the host firewall", &["false"]),
-    switch("enable-node-selector-labels", "identities of nodes by their labels", &["false"]),
-    switch("policy-cidr-match-mode", "nodes in CIDR rules", &[""]),
     switch("policy-deny-response", "answers to denied packets", &["none"]),
-    switch("enable-k8s-networkpolicy", "NetworkPolicy", &["false", "true"]),
-    switch("enable-cilium-network-policy", "CiliumNetworkPolicy", &["false", "true"]),
-    switch(
-        "enable-cilium-clusterwide-network-policy",
-        "CiliumClusterwideNetworkPolicy",
-        &["false", "true"],
-    ),
-    switch("enable-k8s-cluster-network-policy", "ClusterNetworkPolicy", &["false"]),
     switch("static-cnp-path", "policies from files", &[""]),
     switch("label-prefix-file", "a file of label prefixes", &[""]),
     switch("fixed-identity-mapping", "fixed identities", &[""]),
-    switch("enable-endpoint-lockdown-on-policy-overflow", "lock-down of endpoints", &["false"]),
-    tuning("allow-localhost", "policy enforcement"),
-    tuning("bpf-policy-map-max", "policy enforcement"),
     tuning("bpf-policy-stats-map-max", "policy enforcement"),
     tuning("bpf-policy-map-full-reconciliation-interval", "policy enforcement"),
     tuning("policy-accounting", "policy enforcement"),
@@ -620,7 +602,6 @@ mod tests {
         check("enable-wireguard", "False", Verdict::Harmless);
         check("enable-wireguard", "", Verdict::Harmless);
         check("kube-proxy-replacement", "strict", Verdict::Refused { off: "false" });
-        check("enable-policy", "always", Verdict::Refused { off: "default" });
         check("bpf-lb-map-max", "17", Verdict::Harmless);
     }
 }

@@ -312,6 +312,40 @@ words! {
     } else []
 }
 
+words! {
+    /// Where policy is enforced.
+    PolicyEnforcement "`default`, `always` or `never`" {
+        /// In each direction in which a policy selects the endpoint.
+        Default = "default",
+        /// Everywhere: what no policy allows is denied.
+        Always = "always",
+        /// Nowhere.
+        Never = "never",
+    } else []
+}
+
+words! {
+    /// Whether a node may always reach its pods.
+    AllowLocalhost "`auto`, `always` or `policy`" {
+        /// As always: the kubelet's probes must pass.
+        Auto = "auto",
+        /// It may.
+        Always = "always",
+        /// Policies decide.
+        Policy = "policy",
+    } else []
+}
+
+words! {
+    /// What besides addresses outside the cluster rules about prefixes apply to.
+    CidrMatchMode "empty or `nodes`" {
+        /// Nothing.
+        World = "",
+        /// Addresses of nodes.
+        Nodes = "nodes",
+    } else []
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

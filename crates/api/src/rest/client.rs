@@ -137,6 +137,15 @@ impl Client {
         self.request("POST", path, &[], &[])?.json()
     }
 
+    /// `POST` of a JSON body.
+    pub fn post_with<T: DeserializeOwned>(
+        &mut self,
+        path: &str,
+        body: &impl Serialize,
+    ) -> Result<T, ClientError> {
+        self.send_json("POST", path, body)?.json()
+    }
+
     /// `DELETE` without a body. The answer's own body is ignored.
     pub fn delete(&mut self, path: &str) -> Result<(), ClientError> {
         self.request("DELETE", path, &[], &[]).map(drop)

@@ -315,6 +315,29 @@ pub struct EndpointPolicy {
     pub policy_enabled: String,
     /// Revision of the rules that it was made from.
     pub policy_revision: i64,
+    /// Identities that may send to it on some port.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub allowed_ingress_identities: Vec<i64>,
+    /// Identities that it may send to on some port.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub allowed_egress_identities: Vec<i64>,
+    /// Identities that a rule denies it to hear on some port.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub denied_ingress_identities: Vec<i64>,
+    /// Identities that a rule denies it to send to on some port.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub denied_egress_identities: Vec<i64>,
+    /// Policies that select it, as `Kind namespace/name`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub policies: Vec<String>,
+    /// The slot of the policy maps that it uses; endpoints of equal policy share one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub slot: Option<u32>,
+    /// Entries of the slot.
+    pub entries: u64,
+    /// Why everything is denied, when its policy could not be put into the maps.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub lockdown: String,
 }
 
 /// The health of an endpoint: each word is `OK`, `Bootstrap`, `Pending`, `Warning`, `Failure` or

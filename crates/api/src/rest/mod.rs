@@ -11,6 +11,7 @@ mod health;
 mod ipam;
 mod listing;
 pub mod monitor;
+mod policy;
 mod status;
 
 pub use client::{Client, ClientError};
@@ -19,6 +20,7 @@ pub use endpoint::*;
 pub use health::*;
 pub use ipam::*;
 pub use listing::*;
+pub use policy::*;
 pub use status::*;
 
 use serde::{Deserialize, Serialize};
@@ -48,12 +50,31 @@ pub mod path {
     pub const MAP: &str = "/v1/map";
     /// `GET`: [`super::ClusterNodeStatus`].
     pub const CLUSTER_NODES: &str = "/v1/cluster/nodes";
+    /// `GET`: [`super::Policy`].
+    pub const POLICY: &str = "/v1/policy";
+    /// `GET`: list of [`super::SelectorIdentities`].
+    pub const POLICY_SELECTORS: &str = "/v1/policy/selectors";
+    /// `POST` with [`super::TraceRequest`]: [`super::TraceResponse`].
+    pub const POLICY_TRACE: &str = "/v1/policy/trace";
+    /// `GET` with [`super::ExplainQuery`]: [`super::ExplainResponse`].
+    pub const POLICY_EXPLAIN: &str = "/v1/policy/explain";
     /// `GET`: a stream of [`super::monitor::Frame`].
     pub const MONITOR: &str = "/v1/monitor";
 
     /// `GET`, `PUT`, `PATCH`, `DELETE` of one endpoint.
     pub fn endpoint(id: &super::EndpointRef) -> String {
         format!("{ENDPOINT}/{}", super::client::encode(&id.to_string()))
+    }
+
+    /// `GET`: [`super::EndpointConfigurationStatus`]. `PATCH` with
+    /// [`super::EndpointConfigurationSpec`].
+    pub fn endpoint_config(id: &super::EndpointRef) -> String {
+        format!("{}/config", endpoint(id))
+    }
+
+    /// `GET`: [`super::CookieRules`].
+    pub fn policy_cookie(cookie: u32) -> String {
+        format!("{POLICY}/cookie/{cookie}")
     }
 
     /// `POST`, `DELETE` of one address.
