@@ -28,6 +28,10 @@ pub enum EventType {
     DebugCapture = 3,
     /// [`TraceNotify`].
     Trace = 4,
+    /// [`PolicyVerdictNotify`].
+    PolicyVerdict = 5,
+    /// [`TraceSockNotify`].
+    TraceSock = 7,
 }
 
 impl EventType {
@@ -168,6 +172,93 @@ pub struct TraceNotify {
     pub orig_ip: [u8; 16],
     /// IP trace id; 0 is none.
     pub ip_trace_id: u64,
+}
+
+/// Bits of [`PolicyVerdictNotify::flags`]: 1 is ingress, 2 egress.
+pub const VERDICT_F_DIRECTION: u8 = 0b11;
+/// Bit of [`PolicyVerdictNotify::flags`]: the packet is IPv6.
+pub const VERDICT_F_IPV6: u8 = 1 << 2;
+/// Bits of [`PolicyVerdictNotify::flags`]: how the policy matched, see [`PolicyMatch`].
+pub const VERDICT_F_MATCH: u8 = 0b111 << 3;
+/// Lowest bit of [`VERDICT_F_MATCH`].
+pub const VERDICT_MATCH_SHIFT: u8 = 3;
+/// Bit of [`PolicyVerdictNotify::flags`]: denied, but only audited.
+pub const VERDICT_F_AUDITED: u8 = 1 << 6;
+/// Bit of [`PolicyVerdictNotify::flags`]: the packet has no Ethernet header.
+pub const VERDICT_F_L3_DEVICE: u8 = 1 << 7;
+
+/// How specific the entry of a policy was that decided.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum PolicyMatch {
+    /// No entry: the default decided.
+    None = 0,
+    /// Identity only.
+    L3Only = 1,
+    /// Identity, protocol and port.
+    L3L4 = 2,
+    /// Protocol and port, of any identity.
+    L4Only = 3,
+    /// Everything is allowed.
+    All = 4,
+    /// Identity and protocol.
+    L3Proto = 5,
+    /// Protocol, of any identity.
+    ProtoOnly = 6,
+}
+
+/// What policy said of a new flow, version 1: 40 bytes.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(C)]
+pub struct PolicyVerdictNotify {
+    /// Common part; the subtype is 0.
+    pub header: CaptureHeader,
+    /// Identity of the other end.
+    pub remote_label: u32,
+    /// Negative: minus the [`crate::DropReason`]; 0: allowed; positive: port of the proxy.
+    pub verdict: i32,
+    /// Destination port, in host byte order.
+    pub dst_port: u16,
+    /// Protocol of the transport.
+    pub proto: u8,
+    /// `VERDICT_F_*`.
+    pub flags: u8,
+    /// Kind of authentication; 0 is none.
+    pub auth_type: u8,
+    /// Unused, zero.
+    pub pad: [u8; 3],
+    /// Which entry of the policy decided; 0 is not known.
+    pub cookie: u32,
+    /// Unused, zero.
+    pub pad2: u32,
+}
+
+/// A socket's address was translated to a backend, or back: 40 bytes, no packet follows.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(C)]
+pub struct TraceSockNotify {
+    /// [`EventType::TraceSock`].
+    pub event_type: u8,
+    /// Before (1) or after (2) translation, and the same on the way back (3, 4).
+    pub xlate_point: u8,
+    /// 1 is TCP, 2 UDP.
+    pub l4_proto: u8,
+    /// Bit 0: the address is IPv6.
+    pub flags: u8,
+    /// Destination port, in host byte order.
+    pub dst_port: u16,
+    /// Unused, zero.
+    pub pad: [u8; 2],
+    /// Cookie of the socket.
+    pub sock_cookie: u64,
+    /// Control group of the process.
+    pub cgroup_id: u64,
+    /// Destination address; IPv4 in the first four bytes.
+    pub dst_ip: [u8; 16],
 }
 
 /// A debug message: 20 bytes, no packet follows. The subtype is a number of Hubble's

@@ -9,7 +9,10 @@ use std::mem::{align_of, offset_of, size_of};
 use abi::AddressKey;
 use abi::config::DatapathConfig;
 use abi::endpoint::{DeviceEndpoint, EndpointInfo};
-use abi::event::{CaptureHeader, DebugMessage, DropNotify, RecordHeader, TraceNotify};
+use abi::event::{
+    CaptureHeader, DebugMessage, DropNotify, PolicyVerdictNotify, RecordHeader, TraceNotify,
+    TraceSockNotify,
+};
 use abi::ipcache::{IpcacheKey, RemoteEndpointInfo};
 use abi::metrics::MetricsValue;
 
@@ -44,6 +47,12 @@ fn layouts_are_what_they_were() {
         }
         TraceNotify {
             header, src_label, dst_label, dst_id, reason, flags, ifindex, orig_ip, ip_trace_id,
+        }
+        PolicyVerdictNotify {
+            header, remote_label, verdict, dst_port, proto, flags, auth_type, pad, cookie, pad2,
+        }
+        TraceSockNotify {
+            event_type, xlate_point, l4_proto, flags, dst_port, pad, sock_cookie, cgroup_id, dst_ip,
         }
         DebugMessage { event_type, subtype, source, hash, arg1, arg2, arg3 }
         DatapathConfig {
@@ -130,6 +139,27 @@ TraceNotify 56 align 8
   28 ifindex
   32 orig_ip
   48 ip_trace_id
+PolicyVerdictNotify 40 align 4
+  0 header
+  16 remote_label
+  20 verdict
+  24 dst_port
+  26 proto
+  27 flags
+  28 auth_type
+  29 pad
+  32 cookie
+  36 pad2
+TraceSockNotify 40 align 8
+  0 event_type
+  1 xlate_point
+  2 l4_proto
+  3 flags
+  4 dst_port
+  6 pad
+  8 sock_cookie
+  16 cgroup_id
+  24 dst_ip
 DebugMessage 20 align 4
   0 event_type
   1 subtype
