@@ -13,8 +13,19 @@ pub const TUNNEL_VXLAN: u8 = 1;
 pub const AGGREGATION_NONE: u8 = 0;
 /// `DatapathConfig::monitor_aggregation`: no events at the observation points `from-*`.
 pub const AGGREGATION_LOWEST: u8 = 1;
-/// `DatapathConfig::monitor_aggregation`: only what connection tracking reports.
+/// `DatapathConfig::monitor_aggregation`: as the lowest; the word exists.
+pub const AGGREGATION_LOW: u8 = 2;
+/// `DatapathConfig::monitor_aggregation`: of a flow its first packet, its first reply, the first of
+/// each TCP flag, and one packet per interval.
 pub const AGGREGATION_MEDIUM: u8 = 3;
+/// `DatapathConfig::monitor_aggregation`: as medium; the word exists.
+pub const AGGREGATION_MAXIMUM: u8 = 4;
+
+/// Seconds after which a flow is traced again, by default (`monitor-aggregation-interval`).
+pub const AGGREGATION_SECONDS: u32 = 5;
+/// SYN, FIN and RST: the TCP flags that are traced when a side shows them first, by default
+/// (`monitor-aggregation-flags`).
+pub const AGGREGATION_FLAGS: u8 = 7;
 
 /// Index in [`crate::names::RUNTIME_CONFIG`]: which events somebody listens to, a set of
 /// `1 << EventType`. The reader of the rings sets it while it reads and clears it when nobody
@@ -68,4 +79,23 @@ pub struct DatapathConfig {
     pub direct_ifindex: u32,
     /// MTU of that device.
     pub direct_mtu: u32,
+    /// Ticks that a TCP flow lives without a packet, see [`crate::conntrack`].
+    pub ct_tcp_ticks: u32,
+    /// Ticks that any other flow lives without a packet.
+    pub ct_any_ticks: u32,
+    /// Ticks that a TCP flow lives of which only SYNs were seen.
+    pub ct_syn_ticks: u32,
+    /// Ticks that a TCP flow lives when both ends have closed it.
+    pub ct_closed_ticks: u32,
+    /// Ticks after which a flow is traced again, with [`AGGREGATION_MEDIUM`] and above.
+    pub aggregation_ticks: u32,
+    /// TCP flags that are traced when a side shows them first, with [`AGGREGATION_MEDIUM`] and
+    /// above.
+    pub aggregation_flags: u8,
+    /// 1 when policy-verdict events are sent.
+    pub policy_verdict_events: u8,
+    /// 1 when the host endpoint's policy is enforced.
+    pub enable_host_firewall: u8,
+    /// Unused, zero.
+    pub pad_tail: u8,
 }

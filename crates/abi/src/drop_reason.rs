@@ -1,6 +1,7 @@
 //! Why a packet was dropped: Cilium's numbers, so that its metrics, `hubble` and dashboards read ours.
 //!
-//! A number is stable once it was used; deprecated numbers of Cilium are left out. Reasons below
+//! A number is stable once it was used; deprecated numbers of Cilium are left out. From 240 on
+//! they are our own. Reasons below
 //! [`DropReason::MIN`] in the same number space are counted forwarding events, see [`forward_text`].
 
 macro_rules! drop_reasons {
@@ -114,6 +115,9 @@ drop_reasons! {
     PuntProxy = 205, "DROP_PUNT_PROXY", "Punt to proxy";
     NoDevice = 206, "DROP_REASON_UNKNOWN", "No device";
     FragNotFoundWorld = 207, "DROP_FRAG_NOT_FOUND_WORLD", "First logical datagram fragment not found from world";
+    PolicyNotEnforceable = 240, "POLICY_DENIED", "Policy needs L7 or DNS enforcement that is not available";
+    EndpointLockdown = 241, "POLICY_DENIED", "Endpoint locked down: its policy does not fit into the policy map";
+    CtTableFull = 242, "CT_MAP_INSERTION_FAILED", "CT: Table of established flows full";
 }
 
 impl DropReason {

@@ -7,6 +7,16 @@ pub const ENDPOINT_F_HOST: u32 = 1;
 /// Flag of [`EndpointInfo`]: the endpoint lives in the host's network namespace.
 pub const ENDPOINT_F_ATHOSTNS: u32 = 2;
 
+/// Flag of both rows, ours: the endpoint's policy says what it may receive. Without the flag it may
+/// receive everything.
+pub const ENDPOINT_F_ENFORCE_INGRESS: u32 = 1 << 16;
+/// Flag of both rows, ours: the endpoint's policy says what it may send.
+pub const ENDPOINT_F_ENFORCE_EGRESS: u32 = 1 << 17;
+/// Flag of both rows, ours: what the policy denies passes and is told.
+pub const ENDPOINT_F_AUDIT: u32 = 1 << 18;
+/// Flag of both rows, ours: its policy does not fit into the map, so nothing passes.
+pub const ENDPOINT_F_LOCKDOWN: u32 = 1 << 19;
+
 /// Value of `cilium_lxc`, keyed by [`crate::AddressKey`]: 48 bytes, Cilium's `endpoint_info`.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
@@ -31,14 +41,17 @@ pub struct EndpointInfo {
     pub sec_id: u32,
     /// Unused, zero.
     pub parent_ifindex: u32,
+    /// Slot of its policy, see [`crate::policy`]. Unused by Cilium.
+    pub policy_slot: u32,
     /// Unused, zero.
-    pub pad: [u32; 2],
+    pub pad: u32,
 }
 
-/// Value of `cilium_lxc_devices`, keyed by the ifindex (`u32`) of the host-side device: 48 bytes.
+/// Value of `cilium_lxc_devices_v2`, keyed by the ifindex (`u32`) of the host-side device: 56 bytes.
 ///
 /// It is what the program at a pod's device must know of the pod: one lookup answers who sends,
-/// and whether the source address is the pod's own.
+/// and whether the source address is the pod's own. The row of `cilium_host` is the host endpoint's:
+/// with the host firewall on, it has the node's own policy.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
 )]
@@ -60,4 +73,8 @@ pub struct DeviceEndpoint {
     pub mac: [u8; 8],
     /// MAC address of the host-side device, first six bytes: the pod's gateway.
     pub node_mac: [u8; 8],
+    /// Slot of its policy, see [`crate::policy`].
+    pub policy_slot: u32,
+    /// Unused, zero.
+    pub pad_end: u32,
 }

@@ -84,6 +84,14 @@ pub enum ObservationPoint {
     ToNetwork = 11,
 }
 
+/// Value of [`TraceNotify::reason`]: the first packet of a flow.
+pub const TRACE_REASON_NEW: u8 = 0;
+/// Value of [`TraceNotify::reason`]: a later packet of who began the flow.
+pub const TRACE_REASON_ESTABLISHED: u8 = 1;
+/// Value of [`TraceNotify::reason`]: the other direction of a flow.
+pub const TRACE_REASON_REPLY: u8 = 2;
+/// Value of [`TraceNotify::reason`]: an ICMP error about a flow.
+pub const TRACE_REASON_RELATED: u8 = 3;
 /// Value of [`TraceNotify::reason`]: the connection state is not known.
 pub const TRACE_REASON_UNKNOWN: u8 = 5;
 
@@ -205,6 +213,21 @@ pub enum PolicyMatch {
     L3Proto = 5,
     /// Protocol, of any identity.
     ProtoOnly = 6,
+}
+
+impl PolicyMatch {
+    /// How specific an entry is whose key names an identity or not, with this many bits of protocol
+    /// and port.
+    pub const fn of(names_identity: bool, prefix_bits: u8) -> Self {
+        match (names_identity, prefix_bits) {
+            (true, 0) => Self::L3Only,
+            (true, 8) => Self::L3Proto,
+            (true, _) => Self::L3L4,
+            (false, 0) => Self::All,
+            (false, 8) => Self::ProtoOnly,
+            (false, _) => Self::L4Only,
+        }
+    }
 }
 
 /// What policy said of a new flow, version 1: 40 bytes.

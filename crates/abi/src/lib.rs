@@ -12,6 +12,7 @@
 
 pub mod address;
 pub mod config;
+pub mod conntrack;
 pub mod drop_reason;
 pub mod endpoint;
 pub mod event;
@@ -20,6 +21,7 @@ pub mod ipcache;
 pub mod mark;
 pub mod metrics;
 pub mod names;
+pub mod policy;
 
 pub use address::AddressKey;
 pub use config::DatapathConfig;

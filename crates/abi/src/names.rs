@@ -23,7 +23,7 @@ pub struct MapName {
 /// Endpoints by address: [`crate::AddressKey`] → [`crate::endpoint::EndpointInfo`].
 pub const LXC: MapName = MapName { name: "cilium_lxc", max_entries: 65_535 };
 /// Endpoints by device: `u32` → [`crate::endpoint::DeviceEndpoint`].
-pub const LXC_DEVICES: MapName = MapName { name: "cilium_lxc_devices_v1", max_entries: 4_096 };
+pub const LXC_DEVICES: MapName = MapName { name: "cilium_lxc_devices_v2", max_entries: 4_096 };
 /// Prefixes shorter than a host: [`crate::ipcache::IpcacheKey`] →
 /// [`crate::ipcache::RemoteEndpointInfo`].
 pub const IPCACHE: MapName = MapName { name: "cilium_ipcache_v2", max_entries: 512_000 };
@@ -42,6 +42,23 @@ pub const EVENTS_LOST: MapName = MapName { name: "cilium_events_lost_v1", max_en
 /// What the running programs may be told: [`crate::config::RUNTIME_EVENTS`] and the like → `u64`.
 /// Cilium's map of the same name; our indices start where Cilium has none.
 pub const RUNTIME_CONFIG: MapName = MapName { name: "cilium_runtime_config", max_entries: 256 };
+
+/// Policies of all slots: [`crate::policy::PolicyKey`] → [`crate::policy::PolicyEntry`].
+pub const POLICY: MapName = MapName { name: "cilium_policy_slots_v1", max_entries: 1 << 20 };
+/// Revision of each slot: `u32` → [`crate::policy::PolicySlot`].
+pub const POLICY_REVISIONS: MapName =
+    MapName { name: "cilium_policy_revisions_v1", max_entries: 8_192 };
+/// IPv4 flows that are proven: [`crate::conntrack::FlowKeyV4`] → [`crate::conntrack::Flow`].
+pub const CT4_ASSURED: MapName = MapName { name: "cilium_ct4_assured_v1", max_entries: 524_288 };
+/// IPv4 flows that are not: an LRU.
+pub const CT4_UNASSURED: MapName = MapName { name: "cilium_ct4_unassured_v1", max_entries: 65_536 };
+/// IPv6 flows that are proven: [`crate::conntrack::FlowKeyV6`] → [`crate::conntrack::Flow`].
+pub const CT6_ASSURED: MapName = MapName { name: "cilium_ct6_assured_v1", max_entries: 524_288 };
+/// IPv6 flows that are not: an LRU.
+pub const CT6_UNASSURED: MapName = MapName { name: "cilium_ct6_unassured_v1", max_entries: 65_536 };
+/// Datagrams in fragments: [`crate::conntrack::FragmentKey`] →
+/// [`crate::conntrack::FragmentPorts`]. An LRU.
+pub const FRAGMENTS: MapName = MapName { name: "cilium_fragments_v1", max_entries: 8_192 };
 
 /// Program at the ingress of a pod's host-side device: what the pod sends.
 pub const FROM_CONTAINER: &str = "cil_from_container";

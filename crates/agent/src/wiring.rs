@@ -23,6 +23,7 @@ use std::time::{Duration, Instant};
 
 use abi::DatapathConfig;
 use abi::config as datapath_config;
+use abi::conntrack::{self, ticks_of_seconds};
 use abi::names;
 use anyhow::{Context, bail};
 use api::config::{Config, Loaded, MonitorAggregation, RoutingMode};
@@ -427,6 +428,14 @@ fn constants(config: &Config, node: &LocalNode, tunnel_ifindex: u32) -> Datapath
         } else {
             [0; 2]
         },
+        ct_tcp_ticks: ticks_of_seconds(conntrack::TCP_SECONDS),
+        ct_any_ticks: ticks_of_seconds(conntrack::ANY_SECONDS),
+        ct_syn_ticks: ticks_of_seconds(conntrack::SYN_SECONDS),
+        ct_closed_ticks: ticks_of_seconds(conntrack::CLOSED_SECONDS),
+        aggregation_ticks: ticks_of_seconds(datapath_config::AGGREGATION_SECONDS),
+        aggregation_flags: datapath_config::AGGREGATION_FLAGS,
+        policy_verdict_events: 1,
+        enable_host_firewall: config.enable_host_firewall.into(),
         ..DatapathConfig::default()
     };
     if !node.tunnel && node.direct_routes {

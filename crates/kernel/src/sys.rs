@@ -44,6 +44,7 @@ pub(crate) const MAP_TYPE_HASH: u32 = 1;
 pub(crate) const MAP_TYPE_ARRAY: u32 = 2;
 pub(crate) const MAP_TYPE_PERCPU_HASH: u32 = 5;
 pub(crate) const MAP_TYPE_PERCPU_ARRAY: u32 = 6;
+pub(crate) const MAP_TYPE_LRU_HASH: u32 = 9;
 pub(crate) const MAP_TYPE_LRU_PERCPU_HASH: u32 = 10;
 pub(crate) const MAP_TYPE_LPM_TRIE: u32 = 11;
 pub(crate) const MAP_TYPE_ARRAY_OF_MAPS: u32 = 12;

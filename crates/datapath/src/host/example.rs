@@ -13,6 +13,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use abi::config::{AGGREGATION_NONE, TUNNEL_VXLAN};
+use abi::conntrack::ticks_of_seconds;
 use abi::endpoint::{DeviceEndpoint, ENDPOINT_F_HOST, EndpointInfo};
 use abi::ipcache::{
     IPCACHE_F_HAS_TUNNEL_ENDPOINT, IPCACHE_F_IPV6_TUNNEL_ENDPOINT, IPCACHE_STATIC_PREFIX_BITS,
@@ -136,6 +137,15 @@ pub fn config() -> DatapathConfig {
         pad_end: [0; 2],
         direct_ifindex: 0,
         direct_mtu: 0,
+        ct_tcp_ticks: ticks_of_seconds(8_000),
+        ct_any_ticks: ticks_of_seconds(60),
+        ct_syn_ticks: ticks_of_seconds(60),
+        ct_closed_ticks: ticks_of_seconds(10),
+        aggregation_ticks: ticks_of_seconds(5),
+        aggregation_flags: 7,
+        policy_verdict_events: 1,
+        enable_host_firewall: 1,
+        pad_tail: 0,
     }
 }
 
@@ -209,6 +219,8 @@ fn device(pod: &Pod) -> DeviceEndpoint {
         flags: 0,
         mac: widen(pod.mac),
         node_mac: widen(pod.node_mac),
+        policy_slot: 0,
+        pad_end: 0,
     }
 }
 

@@ -7,10 +7,12 @@ use std::{
 
 use abi::{
     AddressKey,
+    conntrack::{Flow, FlowKeyV4, FlowKeyV6, FragmentKey, FragmentPorts},
     endpoint::{DeviceEndpoint, EndpointInfo},
     ipcache::{IpcacheKey, RemoteEndpointInfo},
     metrics::MetricsValue,
     names::{self, MapName},
+    policy::{PolicyEntry, PolicyKey, PolicySlot},
 };
 
 use crate::{
@@ -33,6 +35,12 @@ pub struct MapSizes {
     pub ipcache: u32,
     /// Host prefixes.
     pub ipcache_hosts: u32,
+    /// Entries of all policies.
+    pub policy: u32,
+    /// Flows that are proven, per family.
+    pub ct_assured: u32,
+    /// Flows that are not, per family. Their memory is taken at once.
+    pub ct_unassured: u32,
     /// Bytes of each CPU's ring of events: a power of two, at least a page.
     pub events_ring_bytes: u32,
 }
@@ -44,6 +52,9 @@ impl Default for MapSizes {
             lxc_devices: names::LXC_DEVICES.max_entries,
             ipcache: names::IPCACHE.max_entries,
             ipcache_hosts: names::IPCACHE_HOSTS.max_entries,
+            policy: names::POLICY.max_entries,
+            ct_assured: names::CT4_ASSURED.max_entries,
+            ct_unassured: names::CT4_UNASSURED.max_entries,
             events_ring_bytes: names::EVENTS_RING_BYTES,
         }
     }
@@ -64,18 +75,39 @@ pub struct Maps {
     pub metrics: Arc<PerCpuArray<MetricsValue>>,
     /// What running programs are told: see `abi::config::RUNTIME_*`.
     pub runtime_config: Arc<BpfMap<u32, u64>>,
+    /// Policies of all slots.
+    pub policy: Arc<BpfMap<PolicyKey, PolicyEntry>>,
+    /// Revision of each slot.
+    pub policy_revisions: Arc<BpfMap<u32, PolicySlot>>,
+    /// IPv4 flows that are proven.
+    pub ct4_assured: Arc<BpfMap<FlowKeyV4, Flow>>,
+    /// IPv4 flows that are not.
+    pub ct4_unassured: Arc<BpfMap<FlowKeyV4, Flow>>,
+    /// IPv6 flows that are proven.
+    pub ct6_assured: Arc<BpfMap<FlowKeyV6, Flow>>,
+    /// IPv6 flows that are not.
+    pub ct6_unassured: Arc<BpfMap<FlowKeyV6, Flow>>,
+    /// Datagrams in fragments.
+    pub fragments: Arc<BpfMap<FragmentKey, FragmentPorts>>,
     /// Rings of events.
     pub events: EventMaps,
     origins: Vec<(&'static str, Origin)>,
 }
 
-const ALL: [MapName; 8] = [
+const ALL: [MapName; 15] = [
     names::LXC,
     names::LXC_DEVICES,
     names::IPCACHE,
     names::IPCACHE_HOSTS,
     names::METRICS,
     names::RUNTIME_CONFIG,
+    names::POLICY,
+    names::POLICY_REVISIONS,
+    names::CT4_ASSURED,
+    names::CT4_UNASSURED,
+    names::CT6_ASSURED,
+    names::CT6_UNASSURED,
+    names::FRAGMENTS,
     names::EVENTS,
     names::EVENTS_LOST,
 ];
@@ -90,6 +122,13 @@ pub fn open_maps(bpffs: &Path) -> Result<Maps, MapError> {
         ipcache_hosts: Arc::new(BpfMap::open(&dir.join(names::IPCACHE_HOSTS.name))?),
         metrics: Arc::new(PerCpuArray::open(&dir.join(names::METRICS.name))?),
         runtime_config: Arc::new(BpfMap::open(&dir.join(names::RUNTIME_CONFIG.name))?),
+        policy: Arc::new(BpfMap::open(&dir.join(names::POLICY.name))?),
+        policy_revisions: Arc::new(BpfMap::open(&dir.join(names::POLICY_REVISIONS.name))?),
+        ct4_assured: Arc::new(BpfMap::open(&dir.join(names::CT4_ASSURED.name))?),
+        ct4_unassured: Arc::new(BpfMap::open(&dir.join(names::CT4_UNASSURED.name))?),
+        ct6_assured: Arc::new(BpfMap::open(&dir.join(names::CT6_ASSURED.name))?),
+        ct6_unassured: Arc::new(BpfMap::open(&dir.join(names::CT6_UNASSURED.name))?),
+        fragments: Arc::new(BpfMap::open(&dir.join(names::FRAGMENTS.name))?),
         events: EventMaps::open(&dir)?,
         origins: Vec::new(),
     })
@@ -107,6 +146,13 @@ impl Maps {
             ipcache_hosts: Arc::new(opener.hash(names::IPCACHE_HOSTS, sizes.ipcache_hosts)?),
             metrics: Arc::new(opener.counters(names::METRICS)?),
             runtime_config: Arc::new(opener.array(names::RUNTIME_CONFIG)?),
+            policy: Arc::new(opener.trie(names::POLICY, sizes.policy)?),
+            policy_revisions: Arc::new(opener.array(names::POLICY_REVISIONS)?),
+            ct4_assured: Arc::new(opener.hash(names::CT4_ASSURED, sizes.ct_assured)?),
+            ct4_unassured: Arc::new(opener.lru(names::CT4_UNASSURED, sizes.ct_unassured)?),
+            ct6_assured: Arc::new(opener.hash(names::CT6_ASSURED, sizes.ct_assured)?),
+            ct6_unassured: Arc::new(opener.lru(names::CT6_UNASSURED, sizes.ct_unassured)?),
+            fragments: Arc::new(opener.lru(names::FRAGMENTS, names::FRAGMENTS.max_entries)?),
             events: EventMaps::new(
                 opener.rings(names::EVENTS, sizes.events_ring_bytes)?,
                 opener.counters(names::EVENTS_LOST)?,
@@ -129,6 +175,13 @@ impl Maps {
             self.ipcache_hosts.info()?,
             self.metrics.info()?,
             self.runtime_config.info()?,
+            self.policy.info()?,
+            self.policy_revisions.info()?,
+            self.ct4_assured.info()?,
+            self.ct4_unassured.info()?,
+            self.ct6_assured.info()?,
+            self.ct6_unassured.info()?,
+            self.fragments.info()?,
             self.events.info()?,
             self.events.lost_info()?,
         ])
@@ -165,6 +218,16 @@ impl Opener<'_> {
         V: crate::map::Plain + Described,
     {
         let kind = (sys::MAP_TYPE_LPM_TRIE, sys::F_NO_PREALLOC);
+        let map = self.typed::<K, V>(map.name, kind, max_entries)?;
+        BpfMap::new(map.raw, map.name.to_owned())
+    }
+
+    fn lru<K, V>(&mut self, map: MapName, max_entries: u32) -> Result<BpfMap<K, V>, MapError>
+    where
+        K: crate::map::Plain + Described,
+        V: crate::map::Plain + Described,
+    {
+        let kind = (sys::MAP_TYPE_LRU_HASH, 0);
         let map = self.typed::<K, V>(map.name, kind, max_entries)?;
         BpfMap::new(map.raw, map.name.to_owned())
     }

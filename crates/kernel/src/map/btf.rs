@@ -12,9 +12,11 @@ use std::{
 
 use abi::{
     AddressKey,
+    conntrack::{Flow, FlowDecision, FlowKeyV4, FlowKeyV6, FragmentKey, FragmentPorts},
     endpoint::{DeviceEndpoint, EndpointInfo},
     ipcache::{IpcacheKey, RemoteEndpointInfo},
     metrics::MetricsValue,
+    policy::{PolicyEntry, PolicyKey, PolicySlot},
 };
 
 use crate::sys;
@@ -130,17 +132,44 @@ describe_structs! {
     AddressKey { addr: [u8; 16], family: u8, key: u8, cluster_id: u16 }
     EndpointInfo {
         ifindex: u32, unused: u16, lxc_id: u16, flags: u32, rt_info: u32, mac: [u8; 8],
-        node_mac: [u8; 8], sec_id: u32, parent_ifindex: u32, pad: [u32; 2],
+        node_mac: [u8; 8], sec_id: u32, parent_ifindex: u32,
+        policy_slot: u32, pad: u32,
     }
     DeviceEndpoint {
         sec_id: u32, lxc_id: u16, pad: u16, ipv6: [u8; 16], ipv4: [u8; 4], flags: u32,
-        mac: [u8; 8], node_mac: [u8; 8],
+        mac: [u8; 8], node_mac: [u8; 8], policy_slot: u32, pad_end: u32,
     }
     IpcacheKey { prefix_len: u32, cluster_id: u16, pad: u8, family: u8, addr: [u8; 16] }
     RemoteEndpointInfo {
         sec_identity: u32, tunnel_endpoint: [u8; 16], pad: u16, key: u8, flags: u8,
     }
     MetricsValue { count: u64, bytes: u64 }
+    PolicyKey {
+        prefix_len: u32, slot: u32, identity: u32, direction: u8, protocol: u8, dport: [u8; 2],
+    }
+    PolicyEntry { proxy_port: [u8; 2], bits: u8, auth: u8, precedence: u32, cookie: u32 }
+    PolicySlot { revision: u32 }
+    FlowKeyV4 {
+        lower_port: [u8; 2], upper_port: [u8; 2], protocol: u8, family: u8, zone: u16,
+        lower: [u8; 4], upper: [u8; 4],
+    }
+    FlowKeyV6 {
+        lower_port: [u8; 2], upper_port: [u8; 2], protocol: u8, family: u8, zone: u16,
+        lower: [u8; 16], upper: [u8; 16],
+    }
+    FlowDecision {
+        revision: u32, identity: u32, peer: u32, proxy_port: [u8; 2], verdict: u8, pad: u8,
+    }
+    Flow {
+        decisions: [FlowDecision; 2], expires: u32, reported: [u32; 2], created: u32, awaited: u32,
+        tcp_flags: [u8; 2], state: u8, pad: [u8; 9],
+    }
+    FragmentKey {
+        source: [u8; 16], target: [u8; 16], id: [u8; 4], protocol: u8, family: u8, zone: u16,
+    }
+    FragmentPorts {
+        source_port: [u8; 2], target_port: [u8; 2], policy_port: [u8; 2], icmp_type: u8, pad: u8,
+    }
 }
 
 /// Type information in the kernel for a map's key and value.
