@@ -483,7 +483,7 @@ fn follow_host_addresses(jobs: &Group, netlink: &Arc<Netlink>) -> Table<HostAddr
 pub struct MapTargets {
     /// `cilium_lxc`.
     pub addresses: MapTarget<LocalAddress>,
-    /// `cilium_lxc_devices_v1`.
+    /// `cilium_lxc_devices_v2`.
     pub devices: MapTarget<Device>,
     /// Both tables of the ipcache.
     pub ipcache: IpcacheTarget,

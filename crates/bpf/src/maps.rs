@@ -19,7 +19,7 @@ const SPARSE: usize = BPF_F_NO_PREALLOC as usize;
 static LXC: HashMap<AddressKey, EndpointInfo, { names::LXC.max_entries as usize }, SPARSE> =
     HashMap::new();
 
-#[btf_map(name = "cilium_lxc_devices_v1")]
+#[btf_map(name = "cilium_lxc_devices_v2")]
 static LXC_DEVICES: HashMap<
     u32,
     DeviceEndpoint,
