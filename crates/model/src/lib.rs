@@ -14,6 +14,7 @@ pub mod label;
 pub mod label_filter;
 pub mod mac;
 pub mod node;
+pub mod selector;
 
 pub use endpoint::{EndpointId, EndpointState};
 pub use identity::{IdentityId, Scope};
@@ -21,3 +22,4 @@ pub use label::{Label, Labels, PodLabels};
 pub use label_filter::LabelFilter;
 pub use mac::Mac;
 pub use node::{IpFamily, NodeName, PodName, TunnelEndpoint};
+pub use selector::{LabelSelector, Operator, Requirement};
