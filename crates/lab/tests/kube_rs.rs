@@ -267,7 +267,7 @@ async fn strangers_are_turned_away() {
             maps.list(&ListParams::default()).await
         }
     };
-    assert_eq!(code(&with(|user| *user = json!({})).await.unwrap_err()), 401);
+    assert_eq!(code(&with(|user| *user = json!({})).await.unwrap_err()), 403);
     assert_eq!(code(&with(|user| *user = json!({ "token": "guess" })).await.unwrap_err()), 401);
     assert!(with(|_| {}).await.is_ok());
     let token = cluster.server.admin_token().to_owned();

@@ -13,6 +13,10 @@ use k8s_openapi::api::coordination::v1 as coordination;
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1 as discovery;
 use k8s_openapi::api::events::v1 as events;
+use k8s_openapi::api::networking::v1 as networking;
+use k8s_openapi::api::policy::v1 as policy;
+use k8s_openapi::api::rbac::v1 as rbac;
+use k8s_openapi::api::storage::v1 as storage;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1 as apiextensions;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1 as meta;
 use schemars::generate::SchemaSettings;
@@ -32,6 +36,8 @@ fn main() {
         core::Event,
         core::Namespace,
         core::Node,
+        core::PersistentVolume,
+        core::PersistentVolumeClaim,
         core::Pod,
         core::Secret,
         core::Service,
@@ -42,14 +48,26 @@ fn main() {
         apps::ReplicaSet,
         apps::StatefulSet,
         autoscaling::Scale,
+        batch::CronJob,
         batch::Job,
         events::Event,
         coordination::Lease,
         discovery::EndpointSlice,
         authn::SelfSubjectReview,
+        authn::TokenRequest,
         authn::TokenReview,
+        authz::LocalSubjectAccessReview,
         authz::SelfSubjectAccessReview,
+        authz::SelfSubjectRulesReview,
+        authz::SubjectAccessReview,
+        networking::NetworkPolicy,
+        rbac::ClusterRole,
+        rbac::ClusterRoleBinding,
+        rbac::Role,
+        rbac::RoleBinding,
         apiextensions::CustomResourceDefinition,
+        policy::Eviction,
+        storage::StorageClass,
         meta::ObjectMeta,
         meta::DeleteOptions,
         meta::Status,

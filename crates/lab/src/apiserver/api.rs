@@ -8,12 +8,16 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use serde_json::{Value, json};
 
+use super::attributes::Attributes;
 use super::object::{self, Key, Object};
+use super::rbac::{Authorizer, CLUSTER_ROLES};
 use super::resource::{Catalog, Resource};
 use super::schema::object_at;
 use super::selector::Selector;
 use super::status::{ApiError, FieldError};
 use super::store::{Objects, Refused, Store};
+use super::token::Signer;
+use super::user::User;
 use super::{convert, crd, ownership, patch, service, strategy};
 
 /// Times a write is started over when others are faster.
@@ -28,6 +32,8 @@ pub struct Api {
     services: Mutex<service::Allocations>,
     /// Certificate of the authority, which every namespace gets as `kube-root-ca.crt`.
     pub ca_pem: String,
+    pub(super) authorizer: Authorizer,
+    pub(super) signer: Signer,
 }
 
 /// What a request is about.
@@ -49,6 +55,8 @@ pub struct WriteOptions {
     pub validation: FieldValidation,
     /// Server-side apply takes over fields of others.
     pub force: bool,
+    /// Who must have the rights that the write gives to others. `None`: the lab itself.
+    pub user: Option<Arc<User>>,
 }
 
 impl WriteOptions {
@@ -59,6 +67,7 @@ impl WriteOptions {
             manager: manager.to_owned(),
             validation: FieldValidation::Ignore,
             force: false,
+            user: None,
         }
     }
 }
@@ -145,9 +154,22 @@ impl Target {
 }
 
 impl Api {
+    /// Whose tokens are signed by a key of their own.
     pub fn new(ca_pem: String) -> Self {
+        let signer = Signer::generate().and_then(|key| Signer::new(&key));
+        Self::signing(ca_pem, signer.expect("the operating system has random numbers"))
+    }
+
+    pub(super) fn signing(ca_pem: String, signer: Signer) -> Self {
         let catalog = RwLock::new(Arc::new(Catalog::built_in()));
-        Self { store: Store::default(), catalog, services: Mutex::default(), ca_pem }
+        Self {
+            store: Store::default(),
+            catalog,
+            services: Mutex::default(),
+            ca_pem,
+            authorizer: Authorizer::default(),
+            signer,
+        }
     }
 
     pub fn catalog(&self) -> Arc<Catalog> {
@@ -289,6 +311,7 @@ impl Api {
         if !errors.is_empty() {
             return Err(target.invalid(&name, &errors));
         }
+        self.check_escalation(target, &value, None, options)?;
         self.check_namespace(target, &value)?;
         self.check_service_account(target, &value)?;
         if resource.is("apiextensions.k8s.io", "customresourcedefinitions") {
@@ -450,6 +473,7 @@ impl Api {
                     ownership::apply(old, &applied, target, options)
                 })
             } else {
+                self.may_create(target, options)?;
                 self.create_applied(target, &applied, options)
             };
             match result {
@@ -463,6 +487,21 @@ impl Api {
             }
         }
         Err(target.stale())
+    }
+
+    /// Who may patch may not yet create by it.
+    fn may_create(&self, target: &Target, options: &WriteOptions) -> Result<(), ApiError> {
+        let Some(user) = &options.user else { return Ok(()) };
+        let asked = Attributes {
+            verb: "create".to_owned(),
+            namespace: target.namespace.clone(),
+            group: target.resource.group.to_string(),
+            version: target.resource.version.to_string(),
+            resource: target.resource.plural.to_string(),
+            name: target.name.clone(),
+            ..Attributes::default()
+        };
+        self.authorize(user, &asked)
     }
 
     fn create_applied(
@@ -509,6 +548,7 @@ impl Api {
             if !errors.is_empty() {
                 return Err(target.invalid(&target.name, &errors));
             }
+            self.check_escalation(target, &new, Some(&old), options)?;
             if resource.is("apiextensions.k8s.io", "customresourcedefinitions") {
                 crd::set_conditions(&mut new, &self.catalog());
             }
@@ -741,6 +781,9 @@ impl Api {
     }
 
     fn after_write(&self, resource: &Resource, value: &Value) {
+        if *resource.id == *CLUSTER_ROLES {
+            self.aggregate_cluster_roles();
+        }
         if resource.is("apiextensions.k8s.io", "customresourcedefinitions") {
             crd::serve(self, value);
         }
@@ -750,6 +793,9 @@ impl Api {
     }
 
     fn after_delete(&self, resource: &Resource, last: &Object) {
+        if *resource.id == *CLUSTER_ROLES {
+            self.aggregate_cluster_roles();
+        }
         if resource.is("apiextensions.k8s.io", "customresourcedefinitions") {
             crd::withdraw(self, &last.value());
         }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use futures::StreamExt as _;
-use http::header::{ACCEPT, CONTENT_TYPE, HeaderValue};
+use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderValue};
 use http::{HeaderMap, Method, Request, Response, StatusCode};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt as _, Full, StreamBody};
@@ -13,30 +13,24 @@ use hyper::body::{Frame, Incoming};
 use serde_json::{Value, json};
 
 use super::api::{Api, Listed, Outcome, Target};
+use super::attributes::Attributes;
 use super::patch::Patch;
 use super::request::{
     Format, Query, Shape, body, check_list_version, decode, delete_options, header, include,
     list_options, parse_body, watch_options, write_options,
 };
 use super::resource::{self, Definition};
-use super::schema::object_at;
 use super::status::ApiError;
 use super::table::{self, Include};
+use super::user::User;
 use super::watch::{self, Notice, Watch};
-use super::{convert, openapi, scale};
+use super::{convert, openapi, review, scale, token};
 
 /// What the server calls itself. The minor version is what `kubectl` compares.
 const GIT_VERSION: &str = "v1.32.0+cilium-lab";
 
 pub type Body = UnsyncBoxBody<Bytes, Infallible>;
 pub type Reply = Response<Body>;
-
-/// Who sends a request.
-#[derive(Clone, Debug)]
-pub(super) struct User {
-    pub name: String,
-    pub groups: Vec<String>,
-}
 
 /// Streams into pods, which the nodes serve: logs, exec, attach, port forwarding.
 ///
@@ -55,6 +49,8 @@ pub trait PodStreams: Send + Sync {
 pub(super) struct Server {
     pub api: Arc<Api>,
     pub streams: Option<Arc<dyn PodStreams>>,
+    /// The administrator's bearer token.
+    pub admin_token: String,
 }
 
 /// A body that is all there.
@@ -83,14 +79,15 @@ fn error_reply(error: &ApiError) -> Reply {
 }
 
 impl Server {
-    /// Answers any request; what goes wrong becomes a `Status`.
+    /// Answers any request; what goes wrong becomes a `Status`. `certified` is whom the
+    /// client's certificate names.
     pub(super) async fn answer(
         self: Arc<Self>,
-        user: Option<User>,
+        certified: Option<Arc<User>>,
         request: Request<Incoming>,
     ) -> Reply {
         let (method, path) = (request.method().clone(), request.uri().path().to_owned());
-        let response = self.route(user, request).await.unwrap_or_else(|error| {
+        let response = self.route(certified, request).await.unwrap_or_else(|error| {
             tracing::debug!(%method, path, code = error.code().as_u16(), %error, "request refused");
             error_reply(&error)
         });
@@ -100,7 +97,7 @@ impl Server {
 
     async fn route(
         self: &Arc<Self>,
-        user: Option<User>,
+        certified: Option<Arc<User>>,
         request: Request<Incoming>,
     ) -> Result<Reply, ApiError> {
         let path = request.uri().path().trim_end_matches('/').to_owned();
@@ -110,7 +107,10 @@ impl Server {
         ) {
             return Ok(reply(StatusCode::OK, "text/plain", "ok"));
         }
-        let user = user.ok_or_else(ApiError::unauthorized)?;
+        let user = self.authenticate(certified, request.headers())?;
+        let query = Query::parse(request.uri().query().unwrap_or_default());
+        let asked = Attributes::of_request(request.method(), request.uri().path(), &query);
+        self.api.authorize(&user, &asked)?;
         let segments: Vec<&str> = path.split('/').skip(1).collect();
         match segments.as_slice() {
             [] | [""] => Ok(json_reply(
@@ -119,6 +119,13 @@ impl Server {
                 "/healthz", "/livez", "/openapi/v2", "/openapi/v3", "/readyz", "/version"] }),
             )),
             ["version"] => Ok(json_reply(StatusCode::OK, &version())),
+            ["openapi", "v1", "jwks"] => {
+                let keys = self.api.signer.key_set().to_string();
+                Ok(reply(StatusCode::OK, "application/jwk-set+json", keys))
+            }
+            [".well-known", "openid-configuration"] => {
+                Ok(json_reply(StatusCode::OK, &token::openid_configuration()))
+            }
             ["openapi", ..] => openapi::answer(&self.api, &path, request.headers()),
             ["api", rest @ ..] => self.in_group("", rest, user, request).await,
             ["apis", rest @ ..] => self.in_groups(rest, user, request).await,
@@ -126,10 +133,38 @@ impl Server {
         }
     }
 
+    /// Who sends the request, or whom they are allowed to be taken for.
+    fn authenticate(
+        &self,
+        certified: Option<Arc<User>>,
+        headers: &HeaderMap,
+    ) -> Result<Arc<User>, ApiError> {
+        let bearer = header(headers, AUTHORIZATION.as_str()).split_once(' ');
+        let bearer = bearer.filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"));
+        let user = match (certified, bearer) {
+            (Some(user), _) => user,
+            (None, None) => User::anonymous().into(),
+            (None, Some((_, token))) if token.trim() == self.admin_token => {
+                User::administrator().into()
+            }
+            (None, Some((_, token))) => {
+                let found = self.api.user_of_token(token.trim(), &[token::ISSUER.to_owned()]);
+                let (user, _) = found.map_err(|why| {
+                    tracing::debug!(why, "bearer token refused");
+                    ApiError::unauthorized()
+                })?;
+                user.into()
+            }
+        };
+        let Some(other) = User::impersonated(headers) else { return Ok(user) };
+        review::check_impersonation(&self.api, &user, &other)?;
+        Ok(other.with_own_groups().into())
+    }
+
     async fn in_groups(
         self: &Arc<Self>,
         segments: &[&str],
-        user: User,
+        user: Arc<User>,
         request: Request<Incoming>,
     ) -> Result<Reply, ApiError> {
         let catalog = self.api.catalog();
@@ -151,7 +186,7 @@ impl Server {
         self: &Arc<Self>,
         group: &str,
         segments: &[&str],
-        user: User,
+        user: Arc<User>,
         request: Request<Incoming>,
     ) -> Result<Reply, ApiError> {
         let catalog = self.api.catalog();
@@ -209,7 +244,7 @@ impl Server {
         self: &Arc<Self>,
         target: Target,
         watch: bool,
-        user: User,
+        user: Arc<User>,
         request: Request<Incoming>,
     ) -> Result<Reply, ApiError> {
         let query = Query::parse(request.uri().query().unwrap_or_default());
@@ -217,15 +252,20 @@ impl Server {
         if self.is_stream(&target) {
             return self.stream(&target, request).await;
         }
-        let reviews = ["authentication.k8s.io", "authorization.k8s.io"];
-        if reviews.contains(&&*target.resource.group) {
-            let headers = request.headers().clone();
-            let value = parse_body(&headers, &body(request).await?)?;
-            return review(&target, &user, value);
-        }
         let headers = request.headers().clone();
+        if review::is_review(&target) || target.subresource == "token" {
+            if *request.method() != Method::POST {
+                return Err(ApiError::method_not_allowed());
+            }
+            let value = parse_body(&headers, &body(request).await?)?;
+            let answer = match target.subresource.as_str() {
+                "token" => review::request_token(&self.api, &target, value)?,
+                _ => review::answer(&self.api, &target, &user, value)?,
+            };
+            return Ok(json_reply(StatusCode::CREATED, &answer));
+        }
         if target.subresource == "scale" {
-            return self.scale(&target, &query, request).await;
+            return self.scale(&target, &query, &user, request).await;
         }
         let format = Format::parse(&headers)?;
         match (request.method().clone(), target.name.is_empty()) {
@@ -243,9 +283,11 @@ impl Server {
                 let object = self.api.get(&target)?;
                 self.one(&target, StatusCode::OK, &object, format, &query, &[])
             }
-            (Method::POST, _) => self.post(&target, &query, &headers, format, body(request).await?),
+            (Method::POST, _) => {
+                self.post(&target, &query, &headers, &user, format, body(request).await?)
+            }
             (Method::PUT, false) => {
-                let options = write_options(&query, &headers)?;
+                let options = write_options(&query, &headers, &user)?;
                 let value = parse_body(&headers, &body(request).await?)?;
                 let outcome = self.api.update(&target, value, &options)?;
                 self.written(&target, &outcome, format, &query)
@@ -253,7 +295,7 @@ impl Server {
             (Method::PATCH, false) => {
                 let content_type = header(&headers, CONTENT_TYPE.as_str());
                 let patch = Patch::parse(content_type, &body(request).await?)?;
-                let options = write_options(&query, &headers)?;
+                let options = write_options(&query, &headers, &user)?;
                 if matches!(patch, Patch::Apply(_)) && query.text("fieldManager").is_empty() {
                     return Err(ApiError::bad_request(
                         "PatchOptions.meta.k8s.io \"\" is invalid: fieldManager: Required value: is required for apply patch",
@@ -287,18 +329,19 @@ impl Server {
         &self,
         target: &Target,
         query: &Query,
+        user: &Arc<User>,
         request: Request<Incoming>,
     ) -> Result<Reply, ApiError> {
         let headers = request.headers().clone();
         let object = match *request.method() {
             Method::GET => self.api.get(target)?,
             Method::PUT => {
-                let options = write_options(query, &headers)?;
+                let options = write_options(query, &headers, user)?;
                 let new = parse_body(&headers, &body(request).await?)?;
                 scale::write(&self.api, target, |_| Ok(new.clone()), &options)?.object
             }
             Method::PATCH => {
-                let options = write_options(query, &headers)?;
+                let options = write_options(query, &headers, user)?;
                 let content_type = header(&headers, CONTENT_TYPE.as_str());
                 let patch = Patch::parse(content_type, &body(request).await?)?;
                 let change = |old: &Value| scale::patched(old, &patch, target);
@@ -345,10 +388,11 @@ impl Server {
         target: &Target,
         query: &Query,
         headers: &HeaderMap,
+        user: &Arc<User>,
         format: Format,
         body: Bytes,
     ) -> Result<Reply, ApiError> {
-        let options = write_options(query, headers)?;
+        let options = write_options(query, headers, user)?;
         let value = parse_body(headers, &body)?;
         if target.subresource == "binding" || *target.resource.id == *"bindings" {
             let mut pod = self.api.target("pods", &target.namespace, &target.name)?;
@@ -520,29 +564,6 @@ fn version() -> Value {
     json!({ "major": "1", "minor": "32", "gitVersion": GIT_VERSION, "gitCommit": "", "gitTreeState": "clean",
         "buildDate": "1970-01-01T00:00:00Z", "goVersion": "none", "compiler": "rustc",
         "platform": "linux/amd64" })
-}
-
-/// Reviews are questions about the asker; nothing is stored.
-fn review(target: &Target, user: &User, mut value: Value) -> Result<Reply, ApiError> {
-    if !value.is_object() {
-        return Err(ApiError::bad_request("the body of the request is not a JSON object"));
-    }
-    object_at(&mut value, "metadata").insert("creationTimestamp".into(), Value::Null);
-    let who = json!({ "username": user.name, "groups": user.groups });
-    value["status"] = match &*target.resource.plural {
-        "selfsubjectreviews" => json!({ "userInfo": who }),
-        "selfsubjectaccessreviews" => {
-            json!({ "allowed": true, "reason": "every authenticated user may do everything in the lab" })
-        }
-        _ => {
-            return Err(ApiError::not_implemented(
-                "token reviews are not served by the lab's API server",
-            ));
-        }
-    };
-    value["apiVersion"] = json!(target.resource.api_version());
-    value["kind"] = json!(target.resource.kind);
-    Ok(json_reply(StatusCode::CREATED, &value))
 }
 
 fn wants_aggregated(headers: &HeaderMap) -> bool {

@@ -15,6 +15,7 @@
 //! objects as JSON bytes and hands out every change in order.
 
 mod api;
+mod attributes;
 mod convert;
 mod crd;
 mod gc;
@@ -29,8 +30,11 @@ mod persistence;
 mod pod;
 mod proto;
 mod protobuf_body;
+mod rbac;
 mod request;
 mod resource;
+mod review;
+mod roles;
 mod scale;
 mod schema;
 mod selector;
@@ -40,6 +44,8 @@ mod store;
 mod strategy;
 mod table;
 mod tls;
+mod token;
+mod user;
 mod watch;
 mod workload;
 
@@ -63,12 +69,17 @@ pub use object::{Key, Object, now, random};
 pub use patch::Patch;
 pub use status::ApiError;
 pub use store::{Change, Cursor, Event, Store, Written};
+pub use token::{BoundObject, IssuedToken, TokenRequest};
+pub use user::User;
 
-use http::{Server, User};
+use http::Server;
 use tls::Credentials;
 
 /// How long a client may take for the TLS handshake.
 const HANDSHAKE_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(10);
+
+/// How long the tokens of programs in a lab last, which nobody renews: ten years.
+const TOKEN_OF_PROGRAM_SECONDS: i64 = 10 * 365 * 24 * 60 * 60;
 
 /// Where pods find the API server once Services are translated.
 pub const KUBERNETES_SERVICE_IP: &str = "10.96.0.1";
@@ -106,7 +117,7 @@ impl ApiServer {
             })?,
             None => (Credentials::generate()?, None),
         };
-        let api = Arc::new(Api::new(credentials.ca_pem.clone()));
+        let api = Arc::new(Api::signing(credentials.ca_pem.clone(), credentials.signer()?));
         let stop = CancellationToken::new();
         let mut tasks = JoinSet::new();
         if let Some(kept) = kept {
@@ -116,11 +127,13 @@ impl ApiServer {
         }
         tasks.spawn(gc::run(api.clone(), api.store.listen(), stop.clone()));
         create_system_namespaces(&api)?;
+        api.create_default_roles().context("making the cluster's default roles")?;
         advertise(&api, &config.advertised)?;
 
         let serving = watch_channel::Sender::new(true);
         let tls = Arc::new(credentials.server_config(&config.server_names)?);
-        let server = Arc::new(Server { api: api.clone(), streams: config.streams });
+        let admin_token = credentials.admin_token.clone();
+        let server = Arc::new(Server { api: api.clone(), streams: config.streams, admin_token });
         for listener in config.listeners {
             listener.set_nonblocking(true).context("making a listener non-blocking")?;
             let listener = tokio::net::TcpListener::from_std(listener)
@@ -129,7 +142,6 @@ impl ApiServer {
                 listener,
                 tls: tls.clone(),
                 server: server.clone(),
-                credentials: credentials.clone(),
                 stop: stop.clone(),
                 serving: serving.subscribe(),
             };
@@ -141,6 +153,38 @@ impl ApiServer {
     /// A kubeconfig with the administrator's rights, whose context is called `name`.
     pub fn kubeconfig(&self, server_url: &str, name: &str) -> String {
         self.credentials.kubeconfig(server_url, name)
+    }
+
+    /// A kubeconfig by whose certificate a client is this user, in this group.
+    pub fn kubeconfig_of_user(
+        &self,
+        server_url: &str,
+        name: &str,
+        user: &str,
+        group: Option<&str>,
+    ) -> anyhow::Result<String> {
+        let (certificate, key) = self.credentials.client(user, group)?;
+        let proof = tls::certificate_proof(&certificate, &key);
+        Ok(self.credentials.kubeconfig_with(server_url, name, user, &proof))
+    }
+
+    /// A kubeconfig with a token by which a program is this service account, as long as that
+    /// exists. For those programs of a cluster that a lab does not run in pods.
+    pub fn kubeconfig_of_service_account(
+        &self,
+        server_url: &str,
+        name: &str,
+        namespace: &str,
+        service_account: &str,
+    ) -> anyhow::Result<String> {
+        let issued = self.api.create_token(&TokenRequest {
+            namespace: namespace.to_owned(),
+            service_account: service_account.to_owned(),
+            expiration_seconds: TOKEN_OF_PROGRAM_SECONDS,
+            ..TokenRequest::default()
+        })?;
+        let proof = format!("    token: {}\n", issued.token);
+        Ok(self.credentials.kubeconfig_with(server_url, name, service_account, &proof))
     }
 
     /// The certificate of the cluster's authority, PEM.
@@ -254,7 +298,6 @@ struct Acceptor {
     listener: tokio::net::TcpListener,
     tls: Arc<rustls::ServerConfig>,
     server: Arc<Server>,
-    credentials: Credentials,
     stop: CancellationToken,
     serving: watch_channel::Receiver<bool>,
 }
@@ -298,10 +341,15 @@ impl Acceptor {
                 stream.context("the client did not finish the TLS handshake")?.context("TLS handshake")?
             }
         };
-        let by_certificate = self.user_of_certificate(stream.get_ref().1);
+        // The verifier has checked that our authority made the certificate.
+        let certified = stream
+            .get_ref()
+            .1
+            .peer_certificates()
+            .and_then(|chain| User::of_certificate(chain.first()?))
+            .map(Arc::new);
         let service = service_fn(|request: Request<Incoming>| {
-            let user = by_certificate.clone().or_else(|| self.user_of_token(&request));
-            let answer = self.server.clone().answer(user, request);
+            let answer = self.server.clone().answer(certified.clone(), request);
             async move { Ok::<_, std::convert::Infallible>(answer.await) }
         });
         let mut builder = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
@@ -314,28 +362,5 @@ impl Acceptor {
             () = self.stop.cancelled() => Ok(()),
             result = connection => result.map_err(|error| anyhow::anyhow!(error)),
         }
-    }
-
-    fn user_of_certificate(&self, tls: &rustls::ServerConnection) -> Option<User> {
-        use rustls::pki_types::pem::PemObject as _;
-        let certificate = tls.peer_certificates()?.first()?;
-        let admin = rustls::pki_types::CertificateDer::from_pem_slice(
-            self.credentials.admin_pem.as_bytes(),
-        );
-        // The verifier has checked that our authority made it, and it has made one only.
-        (admin.ok()? == *certificate).then(administrator)
-    }
-
-    fn user_of_token(&self, request: &Request<Incoming>) -> Option<User> {
-        let header = request.headers().get(::http::header::AUTHORIZATION)?.to_str().ok()?;
-        let token = header.strip_prefix("Bearer ")?;
-        (token == self.credentials.admin_token).then(administrator)
-    }
-}
-
-fn administrator() -> User {
-    User {
-        name: "kubernetes-admin".into(),
-        groups: vec!["system:masters".into(), "system:authenticated".into()],
     }
 }

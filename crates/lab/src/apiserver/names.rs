@@ -56,6 +56,16 @@ pub(super) fn check_subdomain(field: &str, text: &str, errors: &mut Vec<FieldErr
     }
 }
 
+/// Names that need only fit into a URL, such as `system:node`.
+pub(super) fn check_segment(field: &str, text: &str, errors: &mut Vec<FieldError>) {
+    if text == "." || text == ".." {
+        errors.push(FieldError::invalid(field, text, format!("may not be '{text}'")));
+    }
+    for odd in ["/", "%"].into_iter().filter(|odd| text.contains(odd)) {
+        errors.push(FieldError::invalid(field, text, format!("may not contain '{odd}'")));
+    }
+}
+
 /// Keys of config maps and secrets.
 pub(super) fn check_config_key(field: &str, key: &str, errors: &mut Vec<FieldError>) {
     let field = format!("{field}[{key}]");

@@ -639,6 +639,7 @@ mod tests {
                 manager: manager.into(),
                 validation: FieldValidation::Strict,
                 force,
+                user: None,
             };
             let result = self.0.patch(&target, &Patch::Apply(object.clone()), &options);
             result.map(|outcome| outcome.object.value()).map_err(|error| error.to_string())

@@ -142,8 +142,94 @@ const ATTRIBUTES: Fields = &[
     (6, "subresource", Field::Text),
     (7, "name", Field::Text),
 ];
-const ACCESS_REVIEW: Fields =
-    &[(2, "spec", Field::Message(&[(1, "resourceAttributes", Field::Message(ATTRIBUTES))]))];
+const PATH: Fields = &[(1, "path", Field::Text), (2, "verb", Field::Text)];
+const SELF_ACCESS_REVIEW: Fields = &[(
+    2,
+    "spec",
+    Field::Message(&[
+        (1, "resourceAttributes", Field::Message(ATTRIBUTES)),
+        (2, "nonResourceAttributes", Field::Message(PATH)),
+    ]),
+)];
+const ACCESS_REVIEW: Fields = &[
+    (1, "metadata", Field::Message(META)),
+    (
+        2,
+        "spec",
+        Field::Message(&[
+            (1, "resourceAttributes", Field::Message(ATTRIBUTES)),
+            (2, "nonResourceAttributes", Field::Message(PATH)),
+            (3, "user", Field::Text),
+            (4, "groups", Field::List(&Field::Text)),
+            (6, "uid", Field::Text),
+        ]),
+    ),
+];
+const RULES_REVIEW: Fields = &[(2, "spec", Field::Message(&[(1, "namespace", Field::Text)]))];
+const TOKEN_REVIEW: Fields = &[(
+    2,
+    "spec",
+    Field::Message(&[(1, "token", Field::Text), (2, "audiences", Field::List(&Field::Text))]),
+)];
+const TOKEN_REQUEST: Fields = &[
+    (1, "metadata", Field::Message(META)),
+    (
+        2,
+        "spec",
+        Field::Message(&[
+            (1, "audiences", Field::List(&Field::Text)),
+            (
+                3,
+                "boundObjectRef",
+                Field::Message(&[
+                    (1, "kind", Field::Text),
+                    (2, "apiVersion", Field::Text),
+                    (3, "name", Field::Text),
+                    (4, "uid", Field::Text),
+                ]),
+            ),
+            (4, "expirationSeconds", Field::Integer),
+        ]),
+    ),
+];
+const RULE: Fields = &[
+    (1, "verbs", Field::List(&Field::Text)),
+    (2, "apiGroups", Field::List(&Field::Text)),
+    (3, "resources", Field::List(&Field::Text)),
+    (4, "resourceNames", Field::List(&Field::Text)),
+    (5, "nonResourceURLs", Field::List(&Field::Text)),
+];
+const ROLE: Fields = &[
+    (1, "metadata", Field::Message(META)),
+    (2, "rules", Field::List(&Field::Message(RULE))),
+    (
+        3,
+        "aggregationRule",
+        Field::Message(&[(1, "clusterRoleSelectors", Field::List(&Field::Message(SELECTOR)))]),
+    ),
+];
+const ROLE_BINDING: Fields = &[
+    (1, "metadata", Field::Message(META)),
+    (
+        2,
+        "subjects",
+        Field::List(&Field::Message(&[
+            (1, "kind", Field::Text),
+            (2, "apiGroup", Field::Text),
+            (3, "name", Field::Text),
+            (4, "namespace", Field::Text),
+        ])),
+    ),
+    (
+        3,
+        "roleRef",
+        Field::Message(&[
+            (1, "apiGroup", Field::Text),
+            (2, "kind", Field::Text),
+            (3, "name", Field::Text),
+        ]),
+    ),
+];
 
 /// The object in a protobuf body.
 pub(super) fn decode(body: &[u8]) -> Result<Value, ApiError> {
@@ -178,7 +264,13 @@ pub(super) fn decode(body: &[u8]) -> Result<Value, ApiError> {
         ("apps/v1", "Deployment") => DEPLOYMENT,
         ("batch/v1", "Job") => JOB,
         (_, "SelfSubjectReview") => &[],
-        (_, "SelfSubjectAccessReview") => ACCESS_REVIEW,
+        (_, "SelfSubjectAccessReview") => SELF_ACCESS_REVIEW,
+        (_, "SubjectAccessReview" | "LocalSubjectAccessReview") => ACCESS_REVIEW,
+        (_, "SelfSubjectRulesReview") => RULES_REVIEW,
+        (_, "TokenReview") => TOKEN_REVIEW,
+        (_, "TokenRequest") => TOKEN_REQUEST,
+        ("rbac.authorization.k8s.io/v1", "Role" | "ClusterRole") => ROLE,
+        ("rbac.authorization.k8s.io/v1", "RoleBinding" | "ClusterRoleBinding") => ROLE_BINDING,
         _ => {
             return Err(ApiError::unsupported_media_type(
                 CONTENT_TYPE,

@@ -1,6 +1,7 @@
 //! What a request asks for: its query, headers and body.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -14,6 +15,7 @@ use super::api::{DeleteOptions, FieldValidation, ListOptions, Propagation, Targe
 use super::selector::Selector;
 use super::status::ApiError;
 use super::table::Include;
+use super::user::User;
 use super::watch::{Start, WatchOptions};
 use super::{patch, protobuf_body};
 
@@ -154,7 +156,11 @@ fn is_dry_run(values: &str) -> Result<bool, ApiError> {
     }
 }
 
-pub(super) fn write_options(query: &Query, headers: &HeaderMap) -> Result<WriteOptions, ApiError> {
+pub(super) fn write_options(
+    query: &Query,
+    headers: &HeaderMap,
+    user: &Arc<User>,
+) -> Result<WriteOptions, ApiError> {
     let manager = match query.text("fieldManager") {
         "" => {
             let agent = header(headers, USER_AGENT.as_str());
@@ -183,6 +189,7 @@ pub(super) fn write_options(query: &Query, headers: &HeaderMap) -> Result<WriteO
         manager: manager.to_owned(),
         validation,
         force: query.flag("force"),
+        user: Some(user.clone()),
     })
 }
 

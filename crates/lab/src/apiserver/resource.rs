@@ -81,12 +81,16 @@ impl Resource {
         if self.is("", "pods") {
             all.push(("attach", "PodAttachOptions", &["create", "get"]));
             all.push(("binding", "Binding", &["create"]));
+            all.push(("eviction", "Eviction", &["create"]));
             all.push(("exec", "PodExecOptions", &["create", "get"]));
             all.push(("log", "Pod", &["get"]));
             all.push(("portforward", "PodPortForwardOptions", &["create", "get"]));
         }
         if self.is("", "namespaces") {
             all.push(("finalize", "Namespace", &["update"]));
+        }
+        if self.is("", "serviceaccounts") {
+            all.push(("token", "TokenRequest", &["create"]));
         }
         if self.has_scale() {
             all.push(("scale", "Scale", &["get", "patch", "update"]));
@@ -103,10 +107,10 @@ impl Resource {
     /// Verbs of the resource itself, in the order of discovery.
     pub fn verbs(&self) -> &'static [&'static str] {
         match &*self.id {
-            "selfsubjectreviews.authentication.k8s.io"
-            | "selfsubjectaccessreviews.authorization.k8s.io"
-            | "tokenreviews.authentication.k8s.io"
-            | "bindings" => &["create"],
+            "bindings" => &["create"],
+            _ if ["authentication.k8s.io", "authorization.k8s.io"].contains(&&*self.group) => {
+                &["create"]
+            }
             "namespaces" => &["create", "delete", "get", "list", "patch", "update", "watch"],
             _ => {
                 &["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"]
@@ -257,7 +261,7 @@ impl BuiltIn {
             short_names: self.short_names.iter().map(|&name| name.into()).collect(),
             categories: match self.plural {
                 "pods" | "services" | "deployments" | "replicasets" | "daemonsets"
-                | "statefulsets" | "jobs" => vec!["all".into()],
+                | "statefulsets" | "jobs" | "cronjobs" => vec!["all".into()],
                 "customresourcedefinitions" => vec!["api-extensions".into()],
                 _ => Vec::new(),
             },
@@ -339,6 +343,23 @@ const BUILT_IN: &[BuiltIn] = &[
         has_status: true,
         indexed: &["spec.unschedulable"],
         schema: "io.k8s.api.core.v1.Node",
+        ..PLAIN
+    },
+    BuiltIn {
+        kind: "PersistentVolume",
+        plural: "persistentvolumes",
+        namespaced: false,
+        short_names: &["pv"],
+        has_status: true,
+        schema: "io.k8s.api.core.v1.PersistentVolume",
+        ..PLAIN
+    },
+    BuiltIn {
+        kind: "PersistentVolumeClaim",
+        plural: "persistentvolumeclaims",
+        short_names: &["pvc"],
+        has_status: true,
+        schema: "io.k8s.api.core.v1.PersistentVolumeClaim",
         ..PLAIN
     },
     BuiltIn {
@@ -428,6 +449,15 @@ const BUILT_IN: &[BuiltIn] = &[
     },
     BuiltIn {
         group: "batch",
+        kind: "CronJob",
+        plural: "cronjobs",
+        short_names: &["cj"],
+        has_status: true,
+        schema: "io.k8s.api.batch.v1.CronJob",
+        ..PLAIN
+    },
+    BuiltIn {
+        group: "batch",
         kind: "Job",
         plural: "jobs",
         has_status: true,
@@ -483,6 +513,76 @@ const BUILT_IN: &[BuiltIn] = &[
         ..PLAIN
     },
     BuiltIn {
+        group: "authorization.k8s.io",
+        kind: "SelfSubjectRulesReview",
+        plural: "selfsubjectrulesreviews",
+        namespaced: false,
+        schema: "io.k8s.api.authorization.v1.SelfSubjectRulesReview",
+        ..PLAIN
+    },
+    BuiltIn {
+        group: "authorization.k8s.io",
+        kind: "SubjectAccessReview",
+        plural: "subjectaccessreviews",
+        namespaced: false,
+        schema: "io.k8s.api.authorization.v1.SubjectAccessReview",
+        ..PLAIN
+    },
+    BuiltIn {
+        group: "authorization.k8s.io",
+        kind: "LocalSubjectAccessReview",
+        plural: "localsubjectaccessreviews",
+        schema: "io.k8s.api.authorization.v1.LocalSubjectAccessReview",
+        ..PLAIN
+    },
+    BuiltIn {
+        group: "networking.k8s.io",
+        kind: "NetworkPolicy",
+        plural: "networkpolicies",
+        short_names: &["netpol"],
+        schema: "io.k8s.api.networking.v1.NetworkPolicy",
+        ..PLAIN
+    },
+    BuiltIn {
+        group: "rbac.authorization.k8s.io",
+        kind: "Role",
+        plural: "roles",
+        schema: "io.k8s.api.rbac.v1.Role",
+        ..PLAIN
+    },
+    BuiltIn {
+        group: "rbac.authorization.k8s.io",
+        kind: "RoleBinding",
+        plural: "rolebindings",
+        schema: "io.k8s.api.rbac.v1.RoleBinding",
+        ..PLAIN
+    },
+    BuiltIn {
+        group: "rbac.authorization.k8s.io",
+        kind: "ClusterRole",
+        plural: "clusterroles",
+        namespaced: false,
+        schema: "io.k8s.api.rbac.v1.ClusterRole",
+        ..PLAIN
+    },
+    BuiltIn {
+        group: "rbac.authorization.k8s.io",
+        kind: "ClusterRoleBinding",
+        plural: "clusterrolebindings",
+        namespaced: false,
+        schema: "io.k8s.api.rbac.v1.ClusterRoleBinding",
+        ..PLAIN
+    },
+    BuiltIn {
+        group: "storage.k8s.io",
+        kind: "StorageClass",
+        plural: "storageclasses",
+        namespaced: false,
+        short_names: &["sc"],
+        schema: "io.k8s.api.storage.v1.StorageClass",
+        ..PLAIN
+    },
+    BuiltIn {
         group: "apiextensions.k8s.io",
         kind: "CustomResourceDefinition",
         plural: "customresourcedefinitions",
@@ -518,8 +618,14 @@ pub(super) fn resource_list(catalog: &Catalog, group: &str, version: &str) -> Op
         for (name, kind, verbs) in r.subresources() {
             let mut entry = json!({ "name": format!("{}/{name}", r.plural), "singularName": "",
                 "namespaced": r.namespaced, "kind": kind, "verbs": verbs });
-            if kind == "Scale" {
-                (entry["group"], entry["version"]) = (json!("autoscaling"), json!("v1"));
+            let of_group = match kind {
+                "Scale" => "autoscaling",
+                "TokenRequest" => "authentication.k8s.io",
+                "Eviction" => "policy",
+                _ => "",
+            };
+            if !of_group.is_empty() {
+                (entry["group"], entry["version"]) = (json!(of_group), json!("v1"));
             }
             entries.push(entry);
         }
@@ -589,6 +695,8 @@ fn aggregated_one(r: &Resource) -> Value {
         let (group, version) = match kind {
             "PodAttachOptions" | "PodExecOptions" | "PodPortForwardOptions" => ("", "v1"),
             "Scale" => ("autoscaling", "v1"),
+            "TokenRequest" => ("authentication.k8s.io", "v1"),
+            "Eviction" => ("policy", "v1"),
             _ => (&*r.group, &*r.version),
         };
         json!({ "group": group, "version": version, "kind": kind })

@@ -133,6 +133,16 @@ impl ApiError {
         Self::new(StatusCode::FORBIDDEN, "Forbidden", message).about(resource, group, name)
     }
 
+    /// Whoever asks has not the right to. `words` say who may not do what.
+    pub fn refused(resource: &str, group: &str, name: &str, words: &str) -> Self {
+        let message = match (resource, name) {
+            ("", _) => format!("forbidden: {words}"),
+            (_, "") => format!("{} is forbidden: {words}", qualified(resource, group)),
+            _ => return Self::forbidden(resource, group, name, words),
+        };
+        Self::new(StatusCode::FORBIDDEN, "Forbidden", message).about(resource, group, name)
+    }
+
     /// Nobody we know.
     pub fn unauthorized() -> Self {
         Self::new(StatusCode::UNAUTHORIZED, "Unauthorized", "Unauthorized")

@@ -102,6 +102,11 @@ impl Store {
         self.lock().resource_version
     }
 
+    /// The version of the latest write to a resource.
+    pub fn changed(&self, id: &str) -> u64 {
+        self.lock().resources.get(id).map_or(0, |resource| *resource.latest.borrow())
+    }
+
     /// A consistent view of a resource.
     pub fn list(&self, id: &ResourceId) -> (u64, Objects) {
         let state = self.lock();

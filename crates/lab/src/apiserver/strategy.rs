@@ -7,7 +7,7 @@ use super::object;
 use super::resource::Resource;
 use super::schema::object_at;
 use super::status::{ApiError, FieldError};
-use super::{crd, names, pod, service, workload};
+use super::{crd, names, pod, roles, service, workload};
 
 /// Seconds that a pod has to end when it does not say.
 const GRACE_PERIOD_DEFAULT: i64 = 30;
@@ -127,9 +127,27 @@ fn default(resource: &Resource, value: &mut Value) {
             object_at(value, "spec");
         }
         "customresourcedefinitions.apiextensions.k8s.io" => crd::default(value),
+        "networkpolicies.networking.k8s.io" => default_network_policy(value),
         _ if resource.is_custom() => resource.schema().fill_defaults(value),
+        id if *resource.group == *roles::GROUP => roles::default(id, value),
         id if workload::is_workload(id) => workload::default(id, value),
         _ => {}
+    }
+}
+
+/// A policy that does not say is about what comes in, and about what goes out if it has rules for it.
+fn default_network_policy(value: &mut Value) {
+    let spec = object_at(value, "spec");
+    let has_egress = spec.get("egress").and_then(Value::as_array).is_some_and(|l| !l.is_empty());
+    let types: &[&str] = if has_egress { &["Ingress", "Egress"] } else { &["Ingress"] };
+    spec.entry("policyTypes").or_insert_with(|| json!(types));
+    for direction in ["ingress", "egress"] {
+        let rules = spec.get_mut(direction).and_then(Value::as_array_mut).into_iter().flatten();
+        for port in rules.filter_map(|rule| rule["ports"].as_array_mut()).flatten() {
+            if let Some(port) = port.as_object_mut() {
+                port.entry("protocol").or_insert_with(|| json!("TCP"));
+            }
+        }
     }
 }
 
@@ -153,6 +171,9 @@ pub(super) fn validate(resource: &Resource, value: &Value) -> Vec<FieldError> {
     let name = value["metadata"]["name"].as_str().unwrap_or_default();
     match &*resource.id {
         "namespaces" | "services" => names::check_label("metadata.name", name, &mut errors),
+        _ if *resource.group == *roles::GROUP => {
+            names::check_segment("metadata.name", name, &mut errors)
+        }
         _ => names::check_subdomain("metadata.name", name, &mut errors),
     }
     validate_content(resource, value, &mut errors);
@@ -174,6 +195,7 @@ fn validate_content(resource: &Resource, value: &Value, errors: &mut Vec<FieldEr
         "services" => service::validate(value, errors),
         "customresourcedefinitions.apiextensions.k8s.io" => crd::validate(value, errors),
         _ if resource.is_custom() => errors.extend(resource.schema().validate(value)),
+        id if *resource.group == *roles::GROUP => roles::validate(id, value, errors),
         id if workload::is_workload(id) => workload::validate(id, value, errors),
         _ => {}
     }
@@ -314,6 +336,7 @@ pub(super) fn validate_update(target: &Target, new: &Value, old: &Value) -> Vec<
         "configmaps" | "secrets" => validate_immutable_data(new, old, &mut errors),
         "services" => service::validate_update(new, old, &mut errors),
         id if workload::is_workload(id) => workload::validate_update(id, new, old, &mut errors),
+        id if *resource.group == *roles::GROUP => roles::validate_update(id, new, old, &mut errors),
         "nodes" => {
             let before = &old["spec"]["podCIDRs"];
             if before.as_array().is_some_and(|list| !list.is_empty())

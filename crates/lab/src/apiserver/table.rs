@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 
 use super::jsonpath::JsonPath;
 use super::resource::{Definition, Resource};
+use super::scale::selector_text;
 
 /// A column of a table.
 #[derive(Clone, Debug)]
@@ -212,6 +213,14 @@ fn built_in_columns(id: &str) -> &'static [&'static str] {
             "*Selector",
         ],
         "controllerrevisions.apps" => &["Name", "Controller", "Revision", "Age"],
+        "networkpolicies.networking.k8s.io" => &["Name", "Pod-Selector", "Age"],
+        "roles.rbac.authorization.k8s.io" | "clusterroles.rbac.authorization.k8s.io" => {
+            &["Name", "Created At"]
+        }
+        "rolebindings.rbac.authorization.k8s.io"
+        | "clusterrolebindings.rbac.authorization.k8s.io" => {
+            &["Name", "Role", "Age", "*Users", "*Groups", "*ServiceAccounts"]
+        }
         "customresourcedefinitions.apiextensions.k8s.io" => &["Name", "Created At"],
         _ => &["Name", "Age"],
     }
@@ -246,11 +255,44 @@ fn built_in_cells(id: &str, o: &Value) -> Vec<Value> {
             let controller = format!("{kind}.apps/{}", owner["name"].as_str().unwrap_or_default());
             vec![name(), json!(controller), json!(o["revision"].to_string()), old()]
         }
-        "customresourcedefinitions.apiextensions.k8s.io" => {
+        "customresourcedefinitions.apiextensions.k8s.io"
+        | "roles.rbac.authorization.k8s.io"
+        | "clusterroles.rbac.authorization.k8s.io" => {
             vec![name(), o["metadata"]["creationTimestamp"].clone()]
+        }
+        "rolebindings.rbac.authorization.k8s.io"
+        | "clusterrolebindings.rbac.authorization.k8s.io" => binding_cells(o),
+        "networkpolicies.networking.k8s.io" => {
+            let selector = selector_text(&o["spec"]["podSelector"]);
+            let selector = if selector.is_empty() { "<none>".to_owned() } else { selector };
+            vec![name(), json!(selector), old()]
         }
         _ => vec![name(), old()],
     }
+}
+
+fn binding_cells(binding: &Value) -> Vec<Value> {
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let subjects =
+        |kind: &str| {
+            let all = binding["subjects"].as_array().into_iter().flatten();
+            let named = all.filter(|subject| subject["kind"] == kind).map(|subject| {
+                match subject["namespace"].as_str().filter(|_| kind == "ServiceAccount") {
+                    Some(namespace) => format!("{namespace}/{}", text(&subject["name"])),
+                    None => text(&subject["name"]),
+                }
+            });
+            json!(named.collect::<Vec<_>>().join(", "))
+        };
+    let (meta, role) = (&binding["metadata"], &binding["roleRef"]);
+    vec![
+        meta["name"].clone(),
+        json!(format!("{}/{}", text(&role["kind"]), text(&role["name"]))),
+        json!(age(&meta["creationTimestamp"])),
+        subjects("User"),
+        subjects("Group"),
+        subjects("ServiceAccount"),
+    ]
 }
 
 fn pod_cells(pod: &Value) -> Vec<Value> {
@@ -389,7 +431,7 @@ fn workload_cells(id: &str, o: &Value) -> Vec<Value> {
         cells.push(json!(all.collect::<Vec<_>>().join(",")));
     }
     if id != "statefulsets.apps" {
-        cells.push(json!(super::scale::selector_text(&spec["selector"])));
+        cells.push(json!(selector_text(&spec["selector"])));
     }
     cells
 }

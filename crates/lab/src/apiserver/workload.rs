@@ -185,11 +185,6 @@ pub(super) fn validate(id: &str, value: &Value, errors: &mut Vec<FieldError>) {
             check_type("spec.updateStrategy.type", &spec["updateStrategy"]["type"], &kinds, errors);
             let policies = ["OrderedReady", "Parallel"];
             check_type("spec.podManagementPolicy", &spec["podManagementPolicy"], &policies, errors);
-            if spec["volumeClaimTemplates"].as_array().is_some_and(|list| !list.is_empty()) {
-                let detail =
-                    "this cluster has no persistent volumes; use an emptyDir or hostPath volume";
-                errors.push(FieldError::forbidden("spec.volumeClaimTemplates", detail));
-            }
         }
         _ => {}
     }
