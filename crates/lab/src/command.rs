@@ -344,8 +344,8 @@ fn start_supervisor(spec: &Spec, paths: &Paths, progress: &Progress) -> Result<(
 /// The Star Wars demo.
 const DEMO: &str = include_str!("demo.yaml");
 
-/// The objects of manifests, in order.
-fn read_manifests(files: &[PathBuf]) -> Result<Vec<Value>> {
+/// The objects of manifests, in order; the file `-` is standard input.
+pub fn read_manifests(files: &[PathBuf]) -> Result<Vec<Value>> {
     let mut objects = Vec::new();
     for file in files {
         let text = match file.to_str() {
