@@ -406,6 +406,15 @@ impl Server {
                 "metadata": {}, "status": "Success", "code": 201 }),
             ));
         }
+        if target.subresource == "eviction" {
+            let options = delete_options(query, value["deleteOptions"].to_string().as_bytes())?;
+            self.api.delete(&Target { subresource: String::new(), ..target.clone() }, &options)?;
+            return Ok(json_reply(
+                StatusCode::CREATED,
+                &json!({ "kind": "Status", "apiVersion": "v1",
+                "metadata": {}, "status": "Success", "code": 201 }),
+            ));
+        }
         if !target.name.is_empty() {
             return Err(ApiError::method_not_allowed());
         }

@@ -7,7 +7,7 @@ use super::object;
 use super::resource::Resource;
 use super::schema::object_at;
 use super::status::{ApiError, FieldError};
-use super::{crd, names, pod, roles, service, workload};
+use super::{crd, names, pod, roles, service, volume, workload};
 
 /// Seconds that a pod has to end when it does not say.
 const GRACE_PERIOD_DEFAULT: i64 = 30;
@@ -130,6 +130,7 @@ fn default(resource: &Resource, value: &mut Value) {
         "networkpolicies.networking.k8s.io" => default_network_policy(value),
         _ if resource.is_custom() => resource.schema().fill_defaults(value),
         id if *resource.group == *roles::GROUP => roles::default(id, value),
+        id if volume::is_about_storage(id) => volume::default(id, value),
         id if workload::is_workload(id) => workload::default(id, value),
         _ => {}
     }
@@ -196,6 +197,7 @@ fn validate_content(resource: &Resource, value: &Value, errors: &mut Vec<FieldEr
         "customresourcedefinitions.apiextensions.k8s.io" => crd::validate(value, errors),
         _ if resource.is_custom() => errors.extend(resource.schema().validate(value)),
         id if *resource.group == *roles::GROUP => roles::validate(id, value, errors),
+        id if volume::is_about_storage(id) => volume::validate(id, value, errors),
         id if workload::is_workload(id) => workload::validate(id, value, errors),
         _ => {}
     }
@@ -337,6 +339,7 @@ pub(super) fn validate_update(target: &Target, new: &Value, old: &Value) -> Vec<
         "services" => service::validate_update(new, old, &mut errors),
         id if workload::is_workload(id) => workload::validate_update(id, new, old, &mut errors),
         id if *resource.group == *roles::GROUP => roles::validate_update(id, new, old, &mut errors),
+        id if volume::is_about_storage(id) => volume::validate_update(id, new, old, &mut errors),
         "nodes" => {
             let before = &old["spec"]["podCIDRs"];
             if before.as_array().is_some_and(|list| !list.is_empty())

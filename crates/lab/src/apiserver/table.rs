@@ -212,6 +212,50 @@ fn built_in_columns(id: &str) -> &'static [&'static str] {
             "*Images",
             "*Selector",
         ],
+        "cronjobs.batch" => &[
+            "Name",
+            "Schedule",
+            "Timezone",
+            "Suspend",
+            "Active",
+            "Last Schedule",
+            "Age",
+            "*Containers",
+            "*Images",
+            "*Selector",
+        ],
+        "persistentvolumeclaims" => &[
+            "Name",
+            "Status",
+            "Volume",
+            "Capacity",
+            "Access Modes",
+            "StorageClass",
+            "VolumeAttributesClass",
+            "Age",
+            "*VolumeMode",
+        ],
+        "persistentvolumes" => &[
+            "Name",
+            "Capacity",
+            "Access Modes",
+            "Reclaim Policy",
+            "Status",
+            "Claim",
+            "StorageClass",
+            "VolumeAttributesClass",
+            "Reason",
+            "Age",
+            "*VolumeMode",
+        ],
+        "storageclasses.storage.k8s.io" => &[
+            "Name",
+            "Provisioner",
+            "ReclaimPolicy",
+            "VolumeBindingMode",
+            "AllowVolumeExpansion",
+            "Age",
+        ],
         "controllerrevisions.apps" => &["Name", "Controller", "Revision", "Age"],
         "networkpolicies.networking.k8s.io" => &["Name", "Pod-Selector", "Age"],
         "roles.rbac.authorization.k8s.io" | "clusterroles.rbac.authorization.k8s.io" => {
@@ -262,6 +306,16 @@ fn built_in_cells(id: &str, o: &Value) -> Vec<Value> {
         }
         "rolebindings.rbac.authorization.k8s.io"
         | "clusterrolebindings.rbac.authorization.k8s.io" => binding_cells(o),
+        "cronjobs.batch" => cron_job_cells(o),
+        "persistentvolumeclaims" | "persistentvolumes" => volume_cells(o),
+        "storageclasses.storage.k8s.io" => vec![
+            name(),
+            o["provisioner"].clone(),
+            o["reclaimPolicy"].clone(),
+            o["volumeBindingMode"].clone(),
+            json!(o["allowVolumeExpansion"] == true),
+            old(),
+        ],
         "networkpolicies.networking.k8s.io" => {
             let selector = selector_text(&o["spec"]["podSelector"]);
             let selector = if selector.is_empty() { "<none>".to_owned() } else { selector };
@@ -269,6 +323,81 @@ fn built_in_cells(id: &str, o: &Value) -> Vec<Value> {
         }
         _ => vec![name(), old()],
     }
+}
+
+fn cron_job_cells(o: &Value) -> Vec<Value> {
+    let spec = &o["spec"];
+    let last = &o["status"]["lastScheduleTime"];
+    let containers = spec["jobTemplate"]["spec"]["template"]["spec"]["containers"].as_array();
+    let of_containers = |field: &str| {
+        let all = containers.into_iter().flatten().filter_map(|one| one[field].as_str());
+        json!(all.collect::<Vec<_>>().join(","))
+    };
+    vec![
+        o["metadata"]["name"].clone(),
+        spec["schedule"].clone(),
+        json!(spec["timeZone"].as_str().unwrap_or("<none>")),
+        json!(if spec["suspend"] == true { "True" } else { "False" }),
+        json!(o["status"]["active"].as_array().map_or(0, Vec::len)),
+        json!(if last.is_string() { age(last) } else { "<none>".to_owned() }),
+        json!(age(&o["metadata"]["creationTimestamp"])),
+        of_containers("name"),
+        of_containers("image"),
+        json!("<none>"),
+    ]
+}
+
+/// A persistent volume, or a claim to one.
+fn volume_cells(o: &Value) -> Vec<Value> {
+    let (spec, status) = (&o["spec"], &o["status"]);
+    let text = |value: &Value| json!(value.as_str().unwrap_or_default());
+    let modes = |list: &Value| {
+        let all = list.as_array().into_iter().flatten().filter_map(Value::as_str);
+        let short = all.map(|mode| match mode {
+            "ReadOnlyMany" => "ROX",
+            "ReadWriteMany" => "RWX",
+            "ReadWriteOncePod" => "RWOP",
+            _ => "RWO",
+        });
+        json!(short.collect::<Vec<_>>().join(","))
+    };
+    let class = match text(&spec["volumeAttributesClassName"]) {
+        Value::String(class) if !class.is_empty() => json!(class),
+        _ => json!("<unset>"),
+    };
+    let (name, old) = (&o["metadata"]["name"], json!(age(&o["metadata"]["creationTimestamp"])));
+    let mode = text(&spec["volumeMode"]);
+    if o["kind"] == "PersistentVolumeClaim" {
+        return vec![
+            name.clone(),
+            text(&status["phase"]),
+            text(&spec["volumeName"]),
+            text(&status["capacity"]["storage"]),
+            modes(&status["accessModes"]),
+            text(&spec["storageClassName"]),
+            class,
+            old,
+            mode,
+        ];
+    }
+    let claim = &spec["claimRef"];
+    let claim = match (claim["namespace"].as_str(), claim["name"].as_str()) {
+        (Some(namespace), Some(name)) => format!("{namespace}/{name}"),
+        _ => String::new(),
+    };
+    vec![
+        name.clone(),
+        text(&spec["capacity"]["storage"]),
+        modes(&spec["accessModes"]),
+        text(&spec["persistentVolumeReclaimPolicy"]),
+        text(&status["phase"]),
+        json!(claim),
+        text(&spec["storageClassName"]),
+        class,
+        text(&status["reason"]),
+        old,
+        mode,
+    ]
 }
 
 fn binding_cells(binding: &Value) -> Vec<Value> {

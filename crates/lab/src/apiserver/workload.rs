@@ -7,6 +7,7 @@ use super::names;
 use super::pod;
 use super::schema::object_at;
 use super::status::FieldError;
+use super::volume;
 
 /// Labels by which the pods of a Job are found, the newer form last.
 const JOB_LABELS: [(&str, &str); 2] = [
@@ -23,11 +24,16 @@ pub(super) fn is_workload(id: &str) -> bool {
             | "daemonsets.apps"
             | "statefulsets.apps"
             | "jobs.batch"
+            | "cronjobs.batch"
     )
 }
 
 /// Fills in what the manifest leaves open.
 pub(super) fn default(id: &str, value: &mut Value) {
+    if id == "cronjobs.batch" {
+        default_cron_job(object_at(value, "spec"));
+        return;
+    }
     pod::default_template(object_at(value, "spec").entry("template").or_insert_with(|| json!({})));
     match id {
         "deployments.apps" => default_deployment(object_at(value, "spec")),
@@ -48,6 +54,8 @@ pub(super) fn default(id: &str, value: &mut Value) {
             let spec = fill(object_at(value, "spec"), &defaults);
             let strategy = spec.entry("updateStrategy").or_insert_with(|| json!({}));
             default_strategy(strategy, &[("partition", json!(0))]);
+            let claims = spec.get_mut("volumeClaimTemplates").and_then(Value::as_array_mut);
+            claims.into_iter().flatten().for_each(volume::default_claim_template);
         }
         "jobs.batch" => default_job(object_at(value, "spec")),
         _ => {}
@@ -91,6 +99,17 @@ fn default_job(spec: &mut Map<String, Value>) {
     fill(spec, &[("backoffLimit", json!(limit))]);
 }
 
+fn default_cron_job(spec: &mut Map<String, Value>) {
+    let defaults = [
+        ("concurrencyPolicy", json!("Allow")),
+        ("suspend", json!(false)),
+        ("successfulJobsHistoryLimit", json!(3)),
+        ("failedJobsHistoryLimit", json!(1)),
+    ];
+    let template = fill(spec, &defaults).entry("jobTemplate").or_insert_with(|| json!({}));
+    pod::default_template(object_at_value(object_at_value(template, "spec"), "template"));
+}
+
 fn fill<'a>(
     spec: &'a mut Map<String, Value>,
     defaults: &[(&str, Value)],
@@ -125,6 +144,10 @@ fn object_at_value<'a>(value: &'a mut Value, name: &str) -> &'a mut Value {
 /// What is wrong with a workload, new or changed.
 pub(super) fn validate(id: &str, value: &Value, errors: &mut Vec<FieldError>) {
     let spec = &value["spec"];
+    if id == "cronjobs.batch" {
+        validate_cron_job(spec, errors);
+        return;
+    }
     for name in COUNTS {
         if spec[*name].as_i64().is_some_and(|number| number < 0) {
             let detail = "must be greater than or equal to 0";
@@ -181,12 +204,45 @@ pub(super) fn validate(id: &str, value: &Value, errors: &mut Vec<FieldError>) {
             );
         }
         "statefulsets.apps" => {
+            let claims = spec["volumeClaimTemplates"].as_array().into_iter().flatten();
+            for (index, claim) in claims.enumerate() {
+                let field = format!("spec.volumeClaimTemplates[{index}]");
+                volume::validate_claim_template(&field, claim, errors);
+            }
             let kinds = ["RollingUpdate", "OnDelete"];
             check_type("spec.updateStrategy.type", &spec["updateStrategy"]["type"], &kinds, errors);
             let policies = ["OrderedReady", "Parallel"];
             check_type("spec.podManagementPolicy", &spec["podManagementPolicy"], &policies, errors);
         }
         _ => {}
+    }
+}
+
+fn validate_cron_job(spec: &Value, errors: &mut Vec<FieldError>) {
+    let schedule = spec["schedule"].as_str().unwrap_or_default();
+    let fields = schedule.split_whitespace().count();
+    if schedule.is_empty() {
+        errors.push(FieldError::required("spec.schedule", ""));
+    } else if schedule.contains("TZ=") {
+        let detail = "cannot use TZ or CRON_TZ in schedule, use timeZone field instead";
+        errors.push(FieldError::invalid("spec.schedule", schedule, detail));
+    } else if fields != 5 && !schedule.starts_with('@') {
+        let detail = format!("expected exactly 5 fields, found {fields}: [{schedule}]");
+        errors.push(FieldError::invalid("spec.schedule", schedule, detail));
+    }
+    let policies = ["Allow", "Forbid", "Replace"];
+    check_type("spec.concurrencyPolicy", &spec["concurrencyPolicy"], &policies, errors);
+    let template = &spec["jobTemplate"]["spec"]["template"];
+    let mut of_template = Vec::new();
+    pod::validate(template, &mut of_template);
+    for mut error in of_template {
+        error.field = format!("spec.jobTemplate.spec.template.{}", error.field);
+        errors.push(error);
+    }
+    if template["spec"]["restartPolicy"] == "Always" {
+        let field = "spec.jobTemplate.spec.template.spec.restartPolicy";
+        let policies = ["OnFailure", "Never"];
+        errors.push(FieldError::not_supported(field, "Always", &policies));
     }
 }
 
@@ -281,6 +337,9 @@ fn validate_rolling(field: &str, strategy: &Value, kinds: &[&str], errors: &mut 
 
 /// What may not change once it is there.
 pub(super) fn validate_update(id: &str, new: &Value, old: &Value, errors: &mut Vec<FieldError>) {
+    if id == "cronjobs.batch" {
+        return;
+    }
     let (before, after) = (&old["spec"], &new["spec"]);
     if id == "statefulsets.apps" {
         let free = [
