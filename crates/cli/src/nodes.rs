@@ -106,15 +106,18 @@ fn of_lab(whom: &Whom) -> Result<Vec<NodeStatus>> {
     Ok(lab::command::lab_status(whom.lab.as_deref())?.nodes)
 }
 
-/// The maps of a lab's node are not where those of this machine are.
+/// The maps of a lab's node, of whichever lab, are not where those of this machine are.
 fn at_socket(whom: &Whom, socket: &Path) -> Node {
-    let nodes = if socket == Path::new(DEFAULT_SOCKET) {
-        Vec::new()
-    } else {
-        of_lab(whom).unwrap_or_default()
+    let labs = match &whom.lab {
+        Some(lab) => vec![lab.clone()],
+        None if socket == Path::new(DEFAULT_SOCKET) => Vec::new(),
+        None => lab::teardown::names().unwrap_or_default(),
     };
-    match nodes.iter().find(|node| node.agent_socket == socket) {
-        Some(node) => node.into(),
+    // One that does not answer has no agent to ask either.
+    let statuses = labs.iter().filter_map(|lab| lab::command::lab_status(Some(lab)).ok());
+    let found = statuses.flat_map(|lab| lab.nodes).find(|node| node.agent_socket == socket);
+    match found {
+        Some(node) => (&node).into(),
         None => Node { name: None, socket: socket.to_owned(), bpffs: PathBuf::from(DEFAULT_BPFFS) },
     }
 }

@@ -48,7 +48,7 @@ impl Report {
             match fetch(node) {
                 Ok(answer) => answers.push((node.label(), answer)),
                 Err(error) => {
-                    eprintln!("{}: {:#}", node.label(), explain(error));
+                    eprintln!("{}: {}", node.label(), one_line(&explain(error)));
                     outcome = Outcome::Partial;
                 }
             }
@@ -99,6 +99,18 @@ pub(crate) fn explain(error: anyhow::Error) -> anyhow::Error {
             .is_some_and(|error| error.kind() == ErrorKind::PermissionDenied)
     });
     if denied { error.context("only root may do this: run it with sudo") } else { error }
+}
+
+/// An error and its causes in one line. What repeats its cause in its own words is not said twice.
+pub(crate) fn one_line(error: &anyhow::Error) -> String {
+    let mut line = String::new();
+    for words in error.chain().map(ToString::to_string) {
+        if !line.contains(&words) {
+            let gap = if line.is_empty() { "" } else { ": " };
+            line += &format!("{gap}{words}");
+        }
+    }
+    line
 }
 
 /// A value as JSON or YAML, with a line end.
@@ -204,6 +216,14 @@ impl Style {
 mod tests {
     use super::*;
     use expect_test::expect;
+
+    #[test]
+    fn causes_are_told_once() {
+        let gone = || std::io::Error::from(ErrorKind::NotFound);
+        let repeats = anyhow::Error::from(gone()).context(format!("open map: {}", gone()));
+        let error = repeats.context("cannot show the map");
+        assert_eq!(one_line(&error), "cannot show the map: open map: entity not found");
+    }
 
     #[test]
     fn cells_may_have_several_lines() {

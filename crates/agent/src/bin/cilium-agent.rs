@@ -12,7 +12,7 @@ fn main() -> ExitCode {
     match start() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("cilium-agent: {error:#}");
+            eprintln!("cilium-agent: {}", agent::k8s::watch::chain(&*error));
             ExitCode::FAILURE
         }
     }
