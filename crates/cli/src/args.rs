@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use api::rest::EndpointRef;
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use model::IdentityId;
+use model::label::{ParseLabelError, SOURCE_K8S, SOURCE_UNSPEC};
+use model::{IdentityId, Label, PodName};
 
 use crate::connectivity::args::Connectivity;
 
@@ -28,6 +29,9 @@ pub(crate) enum Command {
     /// Look at who the pods of the cluster are to policy
     #[command(subcommand, alias = "identities")]
     Identity(Identity),
+    /// Look at which policies there are, and ask why a packet passes or does not
+    #[command(subcommand)]
+    Policy(Policy),
     /// Look at which addresses an agent knows
     #[command(subcommand)]
     Ip(Ip),
@@ -150,7 +154,117 @@ pub(crate) enum Endpoint {
         #[command(flatten)]
         ask: Ask,
     },
+    /// Show or change options of an endpoint
+    ///
+    /// With PolicyAuditMode=Enabled, what policy would deny is let through and reported, until it is
+    /// Disabled again: `cilium endpoint config pod-name:shop/web PolicyAuditMode=Enabled`.
+    Config {
+        /// The endpoint, as for `cilium endpoint get`
+        id: EndpointRef,
+        /// Options to change; without any, those in force are shown
+        #[arg(value_name = "OPTION=VALUE", value_parser = assignment)]
+        options: Vec<(String, String)>,
+        #[command(flatten)]
+        ask: Ask,
+    },
 }
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Policy {
+    /// List the policies that a node knows, whom they select, and what is wrong with them
+    List(Ask),
+    /// Print the rules of all policies, and the revision
+    Get(Ask),
+    /// List the selectors of rules, and the identities that each selects
+    Selectors(Ask),
+    /// Wait until all endpoints of the node enforce this revision of the policies, or a later one
+    Wait {
+        /// As `cilium policy get` prints it
+        revision: i64,
+        /// How long to wait at most: 90s, 5m, 1h
+        #[arg(long, default_value = "6m", value_parser = duration, value_name = "DURATION")]
+        max_wait_time: Duration,
+        #[command(flatten)]
+        whom: Whom,
+    },
+    /// Ask whether a packet would pass, and which rule decides
+    ///
+    /// The agent answers with the engine that fills the datapath's maps: an allow or a deny names
+    /// policy and rule; a denial for want of a rule names the policies that select the endpoint, and
+    /// the rule that came nearest.
+    ///
+    ///   cilium policy trace --src-pod shop/web --dst-pod shop/db --dport 5432/TCP
+    ///   cilium policy trace --src-labels k8s:app=web,k8s:io.kubernetes.pod.namespace=shop
+    ///       --dst-ip 203.0.113.10 --dport 443/TCP
+    ///   cilium policy trace --src-pod shop/web --dst-pod shop/db --policy new.yaml
+    #[command(verbatim_doc_comment)]
+    Trace(Box<Trace>),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Trace {
+    #[command(flatten)]
+    pub(crate) source: Source,
+    #[command(flatten)]
+    pub(crate) destination: Destination,
+    /// Destination port: PORT/PROTOCOL, as in 80/TCP, 53/UDP, or 8/ICMP, 128/ICMPv6 by type.
+    /// Without a protocol TCP and UDP are asked about. Repeatable
+    #[arg(long = "dport", value_name = "PORT/PROTOCOL", value_delimiter = ',', value_parser = dport)]
+    pub(crate) dports: Vec<Dports>,
+    /// Policies in this file as well, before they are applied; one that exists is replaced. Repeatable
+    #[arg(long = "policy", value_name = "FILE")]
+    pub(crate) policies: Vec<PathBuf>,
+    #[command(flatten)]
+    pub(crate) ask: Ask,
+}
+
+/// Who sends; one of these.
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+#[command(next_help_heading = "Who sends")]
+pub(crate) struct Source {
+    /// A pod: NAMESPACE/NAME, or NAME in default
+    #[arg(long, value_name = "POD", value_parser = pod)]
+    pub(crate) src_pod: Option<PodName>,
+    /// An endpoint of the node, by number
+    #[arg(long, value_name = "ENDPOINT")]
+    pub(crate) src_endpoint: Option<u16>,
+    /// An identity: a number, or the name of a reserved one
+    #[arg(long, value_name = "IDENTITY")]
+    pub(crate) src_identity: Option<IdentityId>,
+    /// An address
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) src_ip: Option<IpAddr>,
+    /// Labels, with a comma between: k8s:app=web,k8s:io.kubernetes.pod.namespace=shop
+    #[arg(long, value_name = "LABELS", value_delimiter = ',', value_parser = label)]
+    pub(crate) src_labels: Option<Vec<String>>,
+}
+
+/// Who is to receive; one of these.
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+#[command(next_help_heading = "Who is to receive")]
+pub(crate) struct Destination {
+    /// A pod: NAMESPACE/NAME, or NAME in default
+    #[arg(long, value_name = "POD", value_parser = pod)]
+    pub(crate) dst_pod: Option<PodName>,
+    /// An endpoint of the node, by number
+    #[arg(long, value_name = "ENDPOINT")]
+    pub(crate) dst_endpoint: Option<u16>,
+    /// An identity: a number, or the name of a reserved one
+    #[arg(long, value_name = "IDENTITY")]
+    pub(crate) dst_identity: Option<IdentityId>,
+    /// An address
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) dst_ip: Option<IpAddr>,
+    /// Labels, with a comma between
+    #[arg(long, value_name = "LABELS", value_delimiter = ',', value_parser = label)]
+    pub(crate) dst_labels: Option<Vec<String>>,
+}
+
+/// A port to ask about, once for each protocol that is meant.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Dports(pub(crate) Vec<String>);
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Identity {
@@ -216,6 +330,57 @@ pub(crate) enum Bpf {
     /// Counters of forwarded and dropped packets
     #[command(subcommand)]
     Metrics(Metrics),
+    /// What endpoints may send and receive
+    #[command(subcommand)]
+    Policy(BpfPolicy),
+    /// Flows that the datapath follows
+    #[command(subcommand)]
+    Ct(Ct),
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum BpfPolicy {
+    /// List the entries of an endpoint's policy, or of all
+    ///
+    /// Endpoints of equal policy share their entries, in a slot of the map. Peers are shown with their
+    /// labels while the agent answers, else by number.
+    Get {
+        /// The endpoint's number; without it, endpoints that are enforced are listed
+        #[arg(conflicts_with = "all")]
+        endpoint: Option<u16>,
+        /// Entries of all endpoints
+        #[arg(long)]
+        all: bool,
+        /// Identities by number instead of by labels
+        #[arg(short, long)]
+        numeric: bool,
+        /// Also the precedence of each entry
+        #[arg(short, long)]
+        verbose: bool,
+        #[command(flatten)]
+        ask: Ask,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Ct {
+    /// List the flows, with what each end's policy said
+    List {
+        /// Only flows of this address
+        address: Option<IpAddr>,
+        #[command(flatten)]
+        ask: Ask,
+    },
+    /// Forget flows: the next packet of each is decided anew
+    ///
+    /// A running connection goes on where policy allows its packets; answers to a flow that was
+    /// forgotten need a rule of their own until its initiator sends again.
+    Flush {
+        /// Only flows of this address
+        address: Option<IpAddr>,
+        #[command(flatten)]
+        ask: Ask,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -302,6 +467,8 @@ pub(crate) enum EventType {
     Debug,
     Capture,
     Trace,
+    PolicyVerdict,
+    TraceSock,
 }
 
 impl EventType {
@@ -311,7 +478,50 @@ impl EventType {
             Self::Debug => flow::Kind::Debug,
             Self::Capture => flow::Kind::Capture,
             Self::Trace => flow::Kind::Trace,
+            Self::PolicyVerdict => flow::Kind::Verdict,
+            Self::TraceSock => flow::Kind::Sock,
         }
+    }
+}
+
+/// `OPTION=VALUE`.
+fn assignment(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((option, value)) if !option.is_empty() && !value.is_empty() => {
+            Ok((option.to_owned(), value.to_owned()))
+        }
+        _ => Err("write OPTION=VALUE, as in PolicyAuditMode=Enabled".to_owned()),
+    }
+}
+
+/// A pod; without a namespace it is in `default`, as for kubectl.
+pub(crate) fn pod(text: &str) -> Result<PodName, String> {
+    let full = if text.contains('/') { text.to_owned() } else { format!("default/{text}") };
+    full.parse()
+        .map_err(|error| format!("{text:?} is not a pod ({error}); write NAME or NAMESPACE/NAME"))
+}
+
+/// A label; one without a source is a pod's.
+fn label(text: &str) -> Result<String, String> {
+    let label: Label = text.parse().map_err(|error: ParseLabelError| error.to_string())?;
+    let is_bare = label.source == SOURCE_UNSPEC;
+    Ok(if is_bare { Label { source: SOURCE_K8S.to_owned(), ..label } } else { label }.to_string())
+}
+
+/// `80/TCP`; without a protocol both that have ports.
+fn dport(text: &str) -> Result<Dports, String> {
+    const PROTOCOLS: [&str; 5] = ["TCP", "UDP", "SCTP", "ICMP", "ICMPV6"];
+    let wrong = |what: &str| format!("{what}; write PORT/PROTOCOL, as in 80/TCP or 8/ICMP");
+    let (port, protocol) = text.split_once('/').unwrap_or((text, "ANY"));
+    let protocol = protocol.to_ascii_uppercase();
+    let number: u16 = port
+        .parse()
+        .ok()
+        .ok_or_else(|| wrong(&format!("{port:?} is not a port from 0 to 65535")))?;
+    match protocol.as_str() {
+        "ANY" => Ok(Dports(vec![format!("{number}/TCP"), format!("{number}/UDP")])),
+        known if PROTOCOLS.contains(&known) => Ok(Dports(vec![format!("{number}/{known}")])),
+        _ => Err(wrong(&format!("{protocol:?} is none of {}", PROTOCOLS.join(", ")))),
     }
 }
 
@@ -350,6 +560,33 @@ mod tests {
     fn commands_are_consistent() {
         Cli::command().debug_assert();
         HealthCli::command().debug_assert();
+    }
+
+    #[test]
+    fn ports_of_questions() {
+        let check = |text: &str, expected: Result<&[&str], &str>| {
+            let got = dport(text).map(|dports| dports.0);
+            let expected = expected.map(|list| list.iter().map(|t| (*t).to_owned()).collect());
+            assert_eq!(got, expected.map_err(str::to_owned), "{text}");
+        };
+        check("80/tcp", Ok(&["80/TCP"]));
+        check("53", Ok(&["53/TCP", "53/UDP"]));
+        check("128/ICMPv6", Ok(&["128/ICMPV6"]));
+        let hint = "; write PORT/PROTOCOL, as in 80/TCP or 8/ICMP";
+        for (text, what) in [
+            ("", "\"\" is not a port from 0 to 65535"),
+            ("65536/TCP", "\"65536\" is not a port from 0 to 65535"),
+            ("80/HTTP", "\"HTTP\" is none of TCP, UDP, SCTP, ICMP, ICMPV6"),
+        ] {
+            check(text, Err(&format!("{what}{hint}")));
+        }
+    }
+
+    #[test]
+    fn labels_of_questions() {
+        assert_eq!(label("app=web").unwrap(), "k8s:app=web");
+        assert_eq!(label("reserved:host").unwrap(), "reserved:host");
+        assert!(label("=web").is_err());
     }
 
     #[test]

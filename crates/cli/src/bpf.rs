@@ -23,7 +23,7 @@ use crate::args::Ask;
 use crate::nodes::Node;
 use crate::output::{Outcome, Report, Table};
 
-fn maps(node: &Node) -> Result<Maps> {
+pub(crate) fn maps(node: &Node) -> Result<Maps> {
     open_maps(&node.bpffs).with_context(|| {
         format!(
             "cannot open the maps pinned below {}: has an agent run on this node? (root is needed)",

@@ -1,7 +1,7 @@
 //! The command line: what people type to see what an agent knows and what the datapath holds.
 //!
 //! ```text
-//!   args ─► nodes (which agents?) ─► status, list, bpf, monitor, version ─► output
+//!   args ─► nodes (which agents?) ─► status, list, policy, bpf, monitor, … ─► output
 //!                                        │         │
 //!                                        │         └─ pinned maps (kernel)
 //!                                        └─ REST on the agent's socket (api)
@@ -17,11 +17,15 @@
 mod args;
 mod bpf;
 mod connectivity;
+mod conntrack;
 mod health;
 mod list;
 mod monitor;
 mod nodes;
 mod output;
+mod policy;
+mod policy_map;
+mod policy_words;
 mod status;
 mod version;
 
@@ -58,7 +62,7 @@ fn exit(outcome: anyhow::Result<Outcome>) -> ExitCode {
         Ok(Outcome::Complete) => ExitCode::SUCCESS,
         Ok(Outcome::Partial) => ExitCode::FAILURE,
         Err(error) => {
-            eprintln!("Error: {:#}", output::explain(error));
+            eprintln!("Error: {}", output::one_line(&output::explain(error)));
             ExitCode::FAILURE
         }
     }
@@ -71,6 +75,10 @@ fn run(command: Command) -> anyhow::Result<Outcome> {
             Report::new(&ask)?.each(list::endpoints, list::render_endpoints)
         }
         Command::Endpoint(Endpoint::Get { id, ask }) => list::get_endpoint(&ask, &id),
+        Command::Endpoint(Endpoint::Config { id, options, ask }) => {
+            policy::configure(&ask, &id, &options)
+        }
+        Command::Policy(command) => policy::run(&command),
         Command::Identity(Identity::List { endpoints, ask }) => {
             if endpoints {
                 return Report::new(&ask)?
@@ -98,6 +106,15 @@ fn run(command: Command) -> anyhow::Result<Outcome> {
         Command::Bpf(Bpf::Metrics(args::Metrics::List(ask))) => {
             Report::new(&ask)?.each(bpf::metrics, |metrics| bpf::render_metrics(metrics))
         }
+        Command::Bpf(Bpf::Policy(args::BpfPolicy::Get {
+            endpoint,
+            all,
+            numeric,
+            verbose,
+            ask,
+        })) => policy_map::get(&ask, endpoint, all, policy_map::Look { numeric, verbose }),
+        Command::Bpf(Bpf::Ct(args::Ct::List { address, ask })) => conntrack::list(&ask, address),
+        Command::Bpf(Bpf::Ct(args::Ct::Flush { address, ask })) => conntrack::flush(&ask, address),
         Command::Map(Map::List { verbose, ask }) => {
             Report::new(&ask)?.each(list::maps, |maps| list::render_maps(maps, verbose))
         }

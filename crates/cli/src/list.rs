@@ -69,7 +69,7 @@ fn enforcement(enabled: &str) -> (&'static str, &'static str) {
 }
 
 /// One label per line; those that name the pod's place come last, as they are the same for many.
-fn labels(labels: &[String]) -> String {
+pub(crate) fn labels(labels: &[String]) -> String {
     let mut sorted: Vec<&String> = labels.iter().collect();
     sorted.sort_by_key(|label| {
         (label.contains("io.kubernetes.") || label.contains("io.cilium."), *label)

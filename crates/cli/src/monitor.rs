@@ -10,7 +10,7 @@ use std::net::IpAddr;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, bail};
 use api::rest::monitor::Frame;
 use api::rest::{Endpoint, EndpointRef, IpListEntry, path};
 use flow::{Event, Line, Network, Packet};
@@ -20,6 +20,7 @@ use serde::Serialize;
 use crate::args::{self, Format};
 use crate::nodes::{Node, Nodes};
 use crate::output::{Outcome, Style, encode, explain};
+use crate::policy_words::Words;
 
 /// Events that may wait to be printed. Beyond, the agents wait, and count what they drop.
 const QUEUE_LEN_MAX: usize = 4_096;
@@ -41,8 +42,13 @@ pub(crate) fn run(args: &args::Monitor) -> Result<Outcome> {
         eprintln!("Listening for events on {}; press Ctrl-C to quit", of_how_many(&nodes));
     }
     let output = if args.json { Some(Format::Json) } else { args.output };
-    let printer =
-        Printer { nodes: &nodes, output, numeric: args.numeric, style: Style::of_stdout() };
+    let mut printer = Printer {
+        nodes: &nodes,
+        output,
+        numeric: args.numeric,
+        style: Style::of_stdout(),
+        words: Words::new(&nodes),
+    };
     printer.print_all(&receiver, &filter)
 }
 
@@ -77,11 +83,16 @@ struct Printer<'a> {
     output: Option<Format>,
     numeric: bool,
     style: Style,
+    words: Words,
 }
 
 impl Printer<'_> {
     /// Prints until every agent has ended its stream.
-    fn print_all(&self, events: &Receiver<(usize, Message)>, filter: &Filter) -> Result<Outcome> {
+    fn print_all(
+        &mut self,
+        events: &Receiver<(usize, Message)>,
+        filter: &Filter,
+    ) -> Result<Outcome> {
         let mut stdout = std::io::BufWriter::new(std::io::stdout().lock());
         let mut outcome = Outcome::Complete;
         let mut queue = Queue::new(if self.nodes.sections { REORDER } else { Duration::ZERO });
@@ -117,7 +128,7 @@ impl Printer<'_> {
         }
     }
 
-    fn text(&self, node: usize, frame: &Frame, filter: &Filter) -> Result<Option<String>> {
+    fn text(&mut self, node: usize, frame: &Frame, filter: &Filter) -> Result<Option<String>> {
         let name = self.nodes.sections.then(|| self.nodes.all[node].label());
         let described = match frame {
             Frame::Lost { count, .. } => Described::Lost { count: *count },
@@ -127,9 +138,14 @@ impl Printer<'_> {
                 Err(error) => Described::Unknown { error: error.to_string() },
             },
         };
+        let because = match &described {
+            Described::Event(event) => self.words.of(node, event),
+            _ => None,
+        };
         if let Some(format) = self.output {
             let (Frame::Event { timestamp_ns, .. } | Frame::Lost { timestamp_ns, .. }) = frame;
-            let row = Row { node: name, timestamp_ns: *timestamp_ns, event: &described };
+            let timestamp_ns = *timestamp_ns;
+            let row = Row { node: name, timestamp_ns, because, event: &described };
             return Ok(Some(match format {
                 Format::Json => serde_json::to_string(&row)? + "\n",
                 Format::Yaml => format!("---\n{}", encode(&row, format)?),
@@ -139,10 +155,12 @@ impl Printer<'_> {
         Ok(Some(match &described {
             Described::Event(event) => {
                 let line = Line { event, numeric: self.numeric };
-                match event {
+                let line = match event {
                     Event::Drop(_) => format!("{prefix}{}\n", self.style.bad(line)),
                     _ => format!("{prefix}{line}\n"),
-                }
+                };
+                let because = because.iter().flat_map(|words| words.lines());
+                because.fold(line, |text, words| text + &format!("{prefix}   {words}\n"))
             }
             Described::Lost { count } => format!("{prefix}Lost {count} events\n"),
             Described::Unknown { error } => format!("{prefix}{error}\n"),
@@ -203,6 +221,9 @@ struct Row<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     node: Option<String>,
     timestamp_ns: u64,
+    /// Why policy has decided so, in words.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    because: Option<String>,
     #[serde(flatten)]
     event: &'a Described,
 }
@@ -310,9 +331,7 @@ impl Party {
 }
 
 fn pod_name(text: &str) -> Result<PodName> {
-    let full = if text.contains('/') { text.to_owned() } else { format!("default/{text}") };
-    full.parse()
-        .map_err(|error| anyhow!("{text:?} is not a pod ({error}); write NAME or NAMESPACE/NAME"))
+    args::pod(text).map_err(anyhow::Error::msg)
 }
 
 /// What an agent knows of a pod.

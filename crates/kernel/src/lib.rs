@@ -19,6 +19,7 @@
 
 pub mod bpffs;
 pub mod cgroup;
+pub mod clock;
 pub mod datapath;
 pub mod events;
 pub mod map;
