@@ -4,6 +4,7 @@
 //! - [`crd`]: Cilium's custom resources and the manifests that install them;
 //! - [`hubble`]: Hubble's gRPC API;
 //! - [`k8s`]: the few fields that we read of Kubernetes' own objects;
+//! - [`policy`]: the policy languages, read into what the policy engine takes;
 //! - [`rest`]: the agent's REST API on its unix socket, and a blocking client of it.
 //!
 //! Architecture invariant: only this crate derives serialised shapes that others rely on.
@@ -14,4 +15,5 @@ pub mod config;
 pub mod crd;
 pub mod hubble;
 pub mod k8s;
+pub mod policy;
 pub mod rest;
