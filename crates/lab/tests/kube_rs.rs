@@ -16,7 +16,7 @@ use lab::apiserver::{ApiServer, Config};
 use serde_json::{Value, json};
 
 /// Long enough for anything that should happen at all.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 struct Cluster {
     server: ApiServer,

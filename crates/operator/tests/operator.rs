@@ -25,7 +25,7 @@ use serde::de::DeserializeOwned;
 use serde_json::json;
 
 /// Longer than anything here takes, so that a test that hangs ends.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(90);
 
 /// An API server, its kubeconfig in a file, and a client of it.
 struct Cluster {

@@ -220,7 +220,7 @@ mod tests {
                 selector,
                 start,
                 bookmarks: true,
-                timeout: Some(Duration::from_millis(200)),
+                timeout: Some(Duration::from_secs(3)),
             },
         )
     }
