@@ -357,6 +357,8 @@ impl<'a> Run<'a> {
         // Tests that fail in one crate do not stop those of another; passing tests show what they
         // print, for that is where they say that they were skipped.
         command.args(cargo).args(["--no-fail-fast", "--", "--show-output"]).args(harness);
+        // The same cases in each run of these stages; `cargo test` alone and the fuzzers try others.
+        command.env("PROPTEST_RNG_SEED", "1");
         println!("    {name}: {}", shell::shown(&command));
         match watch(command, self.remaining(), |line| self.log_line(line)) {
             Ok((status, output)) => {
