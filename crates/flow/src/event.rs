@@ -7,8 +7,9 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use abi::event::{
-    CaptureHeader, DebugMessage, DropNotify, EVENT_F_IPV6, EVENT_F_L3_DEVICE, EventType, HookId,
-    TraceNotify,
+    CaptureHeader, DebugMessage, DropNotify, EVENT_F_IPV6, EVENT_F_L3_DEVICE, EVENT_F_VXLAN,
+    EventType, HookId, PolicyVerdictNotify, TraceNotify, TraceSockNotify, VERDICT_F_AUDITED,
+    VERDICT_F_DIRECTION, VERDICT_F_L3_DEVICE, VERDICT_F_MATCH, VERDICT_MATCH_SHIFT,
 };
 use abi::{DropReason, drop_reason};
 use serde::{Serialize, Serializer};
@@ -24,6 +25,12 @@ pub enum Event {
     Drop(Drop),
     /// A packet was seen on its way.
     Trace(Trace),
+    /// A policy was asked about a new flow.
+    #[serde(rename = "policy-verdict")]
+    Verdict(Verdict),
+    /// A socket's address was translated.
+    #[serde(rename = "trace-sock")]
+    Sock(Sock),
     /// A message for whoever debugs the programs.
     Debug(Debug),
     /// A packet was captured for debugging.
@@ -41,6 +48,10 @@ pub enum Kind {
     Debug,
     /// [`Event::Capture`].
     Capture,
+    /// [`Event::Verdict`].
+    Verdict,
+    /// [`Event::Sock`].
+    Sock,
 }
 
 /// A dropped packet.
@@ -75,6 +86,12 @@ pub struct Drop {
     pub file: u8,
     /// Line in the program; 0 where it is not known.
     pub line: u16,
+    /// Trace id in an option of the packet; 0 is none.
+    #[serde(rename = "IPTraceID", skip_serializing_if = "is_none")]
+    pub ip_trace_id: u64,
+    /// Whether the packet is the tunnel's, with another one inside.
+    #[serde(skip)]
+    pub overlay: bool,
     /// The packet.
     #[serde(rename = "summary")]
     pub packet: Packet,
@@ -110,9 +127,78 @@ pub struct Trace {
     /// Source address before translation.
     #[serde(rename = "origIP")]
     pub original_source: IpAddr,
+    /// Whether the packet was encrypted, or will be.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub encrypted: bool,
+    /// Trace id in an option of the packet; 0 is none.
+    #[serde(rename = "IPTraceID", skip_serializing_if = "is_none")]
+    pub ip_trace_id: u64,
+    /// Whether the packet is the tunnel's, with another one inside.
+    #[serde(skip)]
+    pub overlay: bool,
     /// The packet.
     #[serde(rename = "summary")]
     pub packet: Packet,
+}
+
+/// What a policy said of the first packet of a flow.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Verdict {
+    /// Flow hash.
+    #[serde(rename = "mark", serialize_with = "hexadecimal")]
+    pub hash: u32,
+    /// Endpoint whose policy was asked.
+    pub source: u16,
+    /// Length of the packet.
+    pub bytes: u32,
+    /// Identity of the other end.
+    #[serde(rename = "remoteLabel")]
+    pub remote_identity: u32,
+    /// Negative: minus the [`DropReason`]; 0: allowed; positive: port of the proxy.
+    pub verdict: i32,
+    /// Whether the packet is on its way into the endpoint.
+    pub ingress: bool,
+    /// Denied, but only audited.
+    pub audited: bool,
+    /// [`abi::event::PolicyMatch`].
+    #[serde(rename = "match")]
+    pub match_type: u8,
+    /// Kind of authentication; 0 is none.
+    #[serde(rename = "authType")]
+    pub auth_type: u8,
+    /// Protocol of the transport.
+    pub proto: u8,
+    /// Destination port.
+    #[serde(rename = "dstPort")]
+    pub destination_port: u16,
+    /// Which entry of the policy decided; 0 is not known.
+    pub cookie: u32,
+    /// The packet.
+    #[serde(rename = "summary")]
+    pub packet: Packet,
+}
+
+/// A socket's address, before or after it was translated.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Sock {
+    /// 1 and 2: before and after translation to a backend; 3 and 4: the same on the way back.
+    #[serde(rename = "xlatePoint")]
+    pub point: u8,
+    /// 1 is TCP, 2 UDP.
+    #[serde(rename = "l4Proto")]
+    pub protocol: u8,
+    /// Destination address.
+    #[serde(rename = "dstIP")]
+    pub destination: IpAddr,
+    /// Destination port.
+    #[serde(rename = "dstPort")]
+    pub destination_port: u16,
+    /// Cookie of the socket.
+    #[serde(rename = "sockCookie")]
+    pub cookie: u64,
+    /// Control group of the process.
+    #[serde(rename = "cgroupId")]
+    pub cgroup_id: u64,
 }
 
 /// A debug message.
@@ -173,11 +259,15 @@ impl Event {
         const TRACE: u8 = EventType::Trace as u8;
         const DEBUG: u8 = EventType::Debug as u8;
         const CAPTURE: u8 = EventType::DebugCapture as u8;
+        const VERDICT: u8 = EventType::PolicyVerdict as u8;
+        const SOCK: u8 = EventType::TraceSock as u8;
         match event_type {
             DROP => Drop::decode(bytes).map(Self::Drop),
             TRACE => Trace::decode(bytes).map(Self::Trace),
             DEBUG => Debug::decode(bytes).map(Self::Debug),
             CAPTURE => Capture::decode(bytes).map(Self::Capture),
+            VERDICT => Verdict::decode(bytes).map(Self::Verdict),
+            SOCK => Sock::decode(bytes).map(Self::Sock),
             other => Err(DecodeError::UnknownType(other)),
         }
     }
@@ -189,6 +279,8 @@ impl Event {
             Self::Trace(_) => Kind::Trace,
             Self::Debug(_) => Kind::Debug,
             Self::Capture(_) => Kind::Capture,
+            Self::Verdict(_) => Kind::Verdict,
+            Self::Sock(_) => Kind::Sock,
         }
     }
 
@@ -199,6 +291,8 @@ impl Event {
             Self::Trace(trace) => trace.source,
             Self::Debug(debug) => debug.source,
             Self::Capture(capture) => capture.source,
+            Self::Verdict(verdict) => verdict.source,
+            Self::Sock(_) => 0,
         }
     }
 
@@ -208,7 +302,12 @@ impl Event {
             Self::Drop(drop) => u16::try_from(drop.destination).unwrap_or(0),
             // For other observation points the field is the proxy's port.
             Self::Trace(trace) if trace.observation_point == 0 => trace.destination,
-            Self::Trace(_) | Self::Debug(_) | Self::Capture(_) => 0,
+            Self::Verdict(verdict) if verdict.ingress => verdict.source,
+            Self::Trace(_)
+            | Self::Verdict(_)
+            | Self::Sock(_)
+            | Self::Debug(_)
+            | Self::Capture(_) => 0,
         }
     }
 
@@ -217,8 +316,9 @@ impl Event {
         match self {
             Self::Drop(drop) => Some(&drop.packet),
             Self::Trace(trace) => Some(&trace.packet),
+            Self::Verdict(verdict) => Some(&verdict.packet),
             Self::Capture(capture) => Some(&capture.packet),
-            Self::Debug(_) => None,
+            Self::Sock(_) | Self::Debug(_) => None,
         }
     }
 }
@@ -238,6 +338,8 @@ impl Drop {
             destination: event.dst_id,
             file: event.file,
             line: event.line,
+            ip_trace_id: event.ip_trace_id,
+            overlay: event.flags & EVENT_F_VXLAN != 0,
             packet: captured(&event.header, event.flags, rest),
         })
     }
@@ -256,8 +358,62 @@ impl Trace {
             source_identity: event.src_label,
             destination_identity: event.dst_label,
             destination: event.dst_id,
-            original_source: original_source(&event),
+            original_source: address(event.orig_ip, event.flags & EVENT_F_IPV6 != 0),
+            encrypted: event.reason & TRACE_REASON_ENCRYPTED != 0,
+            ip_trace_id: event.ip_trace_id,
+            overlay: event.flags & EVENT_F_VXLAN != 0,
             packet: captured(&event.header, event.flags, rest),
+        })
+    }
+}
+
+impl Verdict {
+    fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
+        let (event, rest) = prefix::<PolicyVerdictNotify>(bytes)?;
+        let is_l3 = event.flags & VERDICT_F_L3_DEVICE != 0;
+        Ok(Self {
+            hash: event.header.hash,
+            source: event.header.source,
+            bytes: event.header.len_orig,
+            remote_identity: event.remote_label,
+            verdict: event.verdict,
+            ingress: event.flags & VERDICT_F_DIRECTION == 1,
+            audited: event.flags & VERDICT_F_AUDITED != 0,
+            match_type: (event.flags & VERDICT_F_MATCH) >> VERDICT_MATCH_SHIFT,
+            auth_type: event.auth_type,
+            proto: event.proto,
+            destination_port: event.dst_port,
+            cookie: event.cookie,
+            packet: captured(&event.header, if is_l3 { EVENT_F_L3_DEVICE } else { 0 }, rest),
+        })
+    }
+
+    /// Why the packet was denied; none where it was not.
+    pub fn drop_reason(&self) -> Option<u8> {
+        (self.verdict < 0).then(|| u8::try_from(self.verdict.unsigned_abs()).unwrap_or(0))
+    }
+
+    /// What was done, in a word.
+    pub fn action(&self) -> &'static str {
+        match self.verdict {
+            ..0 => "deny",
+            0 if self.audited => "audit",
+            0 => "allow",
+            1.. => "redirect",
+        }
+    }
+}
+
+impl Sock {
+    fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
+        let (event, _) = prefix::<TraceSockNotify>(bytes)?;
+        Ok(Self {
+            point: event.xlate_point,
+            protocol: event.l4_proto,
+            destination: address(event.dst_ip, event.flags & 1 != 0),
+            destination_port: event.dst_port,
+            cookie: event.sock_cookie,
+            cgroup_id: event.cgroup_id,
         })
     }
 }
@@ -313,17 +469,18 @@ fn captured(header: &CaptureHeader, flags: u8, rest: &[u8]) -> Packet {
     }
 }
 
-fn original_source(event: &TraceNotify) -> IpAddr {
-    if event.flags & EVENT_F_IPV6 != 0 {
-        return Ipv6Addr::from(event.orig_ip).into();
+fn address(bytes: [u8; 16], is_ipv6: bool) -> IpAddr {
+    if is_ipv6 {
+        return Ipv6Addr::from(bytes).into();
     }
-    let [a, b, c, d, ..] = event.orig_ip;
+    let [a, b, c, d, ..] = bytes;
     Ipv4Addr::new(a, b, c, d).into()
 }
 
 impl Kind {
     /// Every type, in the order of their numbers.
-    pub const ALL: [Self; 4] = [Self::Drop, Self::Debug, Self::Capture, Self::Trace];
+    pub const ALL: [Self; 6] =
+        [Self::Drop, Self::Debug, Self::Capture, Self::Trace, Self::Verdict, Self::Sock];
 
     /// The name that `monitor -t` takes.
     pub const fn name(self) -> &'static str {
@@ -332,6 +489,8 @@ impl Kind {
             Self::Debug => "debug",
             Self::Capture => "capture",
             Self::Trace => "trace",
+            Self::Verdict => "policy-verdict",
+            Self::Sock => "trace-sock",
         }
     }
 }
@@ -377,11 +536,46 @@ pub fn identity_name(identity: u32) -> String {
     abi::identity::reserved_name(identity).map_or_else(|| identity.to_string(), ToOwned::to_owned)
 }
 
-fn reason_text(reason: u8) -> String {
+/// The text of a reason, of drops and of counted forwarding events.
+pub fn reason_text(reason: u8) -> String {
     match DropReason::from_number(reason) {
         Some(known) => known.text().to_owned(),
         None => drop_reason::forward_text(reason)
             .map_or_else(|| format!("reason {reason}"), ToOwned::to_owned),
+    }
+}
+
+/// How a policy matched.
+pub const fn match_name(match_type: u8) -> &'static str {
+    match match_type {
+        0 => "none",
+        1 => "L3-Only",
+        2 => "L3-L4",
+        3 => "L4-Only",
+        4 => "all",
+        5 => "L3-Proto",
+        6 => "Proto-Only",
+        _ => "unknown",
+    }
+}
+
+/// Where a socket's address was seen.
+pub const fn xlate_point_name(point: u8) -> &'static str {
+    match point {
+        1 => "pre-xlate-fwd",
+        2 => "post-xlate-fwd",
+        3 => "pre-xlate-rev",
+        4 => "post-xlate-rev",
+        _ => "unknown",
+    }
+}
+
+const fn auth_name(auth_type: u8) -> &'static str {
+    match auth_type {
+        0 => "disabled",
+        1 => "spire",
+        2 => "test-always-fail",
+        _ => "unknown",
     }
 }
 
@@ -423,6 +617,20 @@ impl fmt::Display for Line<'_> {
         match self.event {
             Event::Drop(drop) => self.drop(drop, f),
             Event::Trace(trace) => self.trace(trace, f),
+            Event::Verdict(verdict) => self.verdict(verdict, f),
+            Event::Sock(sock) => write!(
+                f,
+                "[{}] cgroup_id: {} sock_cookie: {}, dst {} {}",
+                xlate_point_name(sock.point),
+                sock.cgroup_id,
+                sock.cookie,
+                std::net::SocketAddr::new(sock.destination, sock.destination_port),
+                match sock.protocol {
+                    1 => "tcp",
+                    2 => "udp",
+                    _ => "unknown",
+                }
+            ),
             Event::Debug(Debug { message, hash, source, arguments: [a, b, c] }) => write!(
                 f,
                 "MARK {hash:#x} FROM {source} DEBUG: message {message} {a:#x} {b:#x} {c:#x}"
@@ -458,6 +666,23 @@ impl Line<'_> {
             self.identity(drop.source_identity),
             self.identity(drop.destination_identity),
             drop.packet
+        )
+    }
+
+    fn verdict(&self, verdict: &Verdict, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "Policy verdict log: flow {:#x} local EP ID {}, remote ID {}, proto {}, {}, action {}, \
+             auth: {}, match {}, {}",
+            verdict.hash,
+            verdict.source,
+            self.identity(verdict.remote_identity),
+            verdict.proto,
+            if verdict.ingress { "ingress" } else { "egress" },
+            verdict.action(),
+            auth_name(verdict.auth_type),
+            match_name(verdict.match_type),
+            verdict.packet
         )
     }
 
@@ -504,6 +729,11 @@ impl std::error::Error for DecodeError {}
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]
 fn is_zero(number: &i8) -> bool {
+    *number == 0
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]
+fn is_none(number: &u64) -> bool {
     *number == 0
 }
 
@@ -576,6 +806,33 @@ mod tests {
         [event.as_bytes(), packet].concat()
     }
 
+    fn verdict_event(verdict: i32, flags: u8, packet: &[u8]) -> Vec<u8> {
+        let event = PolicyVerdictNotify {
+            header: header(EventType::PolicyVerdict, 0, packet),
+            remote_label: 4321,
+            verdict,
+            dst_port: 80,
+            proto: 6,
+            flags,
+            ..PolicyVerdictNotify::default()
+        };
+        [event.as_bytes(), packet].concat()
+    }
+
+    fn sock_event() -> Vec<u8> {
+        let mut event = TraceSockNotify {
+            event_type: EventType::TraceSock as u8,
+            xlate_point: 2,
+            l4_proto: 1,
+            dst_port: 8080,
+            sock_cookie: 5,
+            cgroup_id: 77,
+            ..TraceSockNotify::default()
+        };
+        event.dst_ip[..4].copy_from_slice(&[10, 0, 0, 2]);
+        event.as_bytes().to_vec()
+    }
+
     #[test]
     fn lines_of_the_monitor() {
         let packet = hex(SYN);
@@ -585,6 +842,11 @@ mod tests {
             trace_event(ObservationPoint::ToOverlay, &packet),
             trace_event(ObservationPoint::FromNetwork, &packet[..20]),
             drop_event(&packet),
+            verdict_event(0, 1 | 2 << VERDICT_MATCH_SHIFT, &packet),
+            verdict_event(-133, 2, &packet),
+            verdict_event(0, 1 | VERDICT_F_AUDITED, &packet),
+            verdict_event(10001, 2 | 4 << VERDICT_MATCH_SHIFT, &packet),
+            sock_event(),
         ]
         .iter()
         .map(|bytes| Event::decode(bytes).unwrap().to_string())
@@ -597,6 +859,11 @@ mod tests {
             -> overlay flow 0xabc , identity 1234->4321 state unknown ifindex 9 orig-ip 0.0.0.0: 10.0.0.1:32768 -> 10.0.0.2:80 tcp SYN
             <- network flow 0xabc , identity 1234->4321 state unknown ifindex 9 orig-ip 0.0.0.0: 0a:00:00:00:00:01 -> 0a:00:00:00:00:02 ethertype 0x0800
             xx drop (Invalid source ip) flow 0xabc to endpoint 0, ifindex 9, file cil_from_container:0, identity 1234->world: 10.0.0.1:32768 -> 10.0.0.2:80 tcp SYN
+            Policy verdict log: flow 0xabc local EP ID 7, remote ID 4321, proto 6, ingress, action allow, auth: disabled, match L3-L4, 10.0.0.1:32768 -> 10.0.0.2:80 tcp SYN
+            Policy verdict log: flow 0xabc local EP ID 7, remote ID 4321, proto 6, egress, action deny, auth: disabled, match none, 10.0.0.1:32768 -> 10.0.0.2:80 tcp SYN
+            Policy verdict log: flow 0xabc local EP ID 7, remote ID 4321, proto 6, ingress, action audit, auth: disabled, match none, 10.0.0.1:32768 -> 10.0.0.2:80 tcp SYN
+            Policy verdict log: flow 0xabc local EP ID 7, remote ID 4321, proto 6, egress, action redirect, auth: disabled, match all, 10.0.0.1:32768 -> 10.0.0.2:80 tcp SYN
+            [post-xlate-fwd] cgroup_id: 77 sock_cookie: 5, dst 10.0.0.2:8080 tcp
             xx drop (Invalid source ip) flow 0xabc to endpoint 0, ifindex 9, file cil_from_container:0, identity 1234->2: 10.0.0.1:32768 -> 10.0.0.2:80 tcp SYN"#]]
         .assert_eq(&lines.join("\n"));
     }
@@ -668,6 +935,8 @@ mod tests {
             drop_event(&packet),
             trace_event(ObservationPoint::ToEndpoint, &packet),
             [header(EventType::DebugCapture, 4, &packet).as_bytes(), &[0; 8], &packet].concat(),
+            verdict_event(-133, 1, &packet),
+            sock_event(),
         ];
         for round in 0..100_000_usize {
             let mut bytes = seeds[round % seeds.len()].clone();
