@@ -5,17 +5,20 @@
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, Result, anyhow};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
-use k8s_openapi::api::core::v1::{Pod, PodStatus};
+use k8s_openapi::api::core::v1::{Pod, PodStatus, Service};
+use k8s_openapi::jiff::Timestamp;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tracing::warn;
 
 use crate::apiserver::{
-    Api, ApiError, Cursor, DeleteOptions, Event, Key, Object, Patch, WriteOptions, now,
+    Api, ApiError, BoundObject, Cursor, DeleteOptions, Event, Key, Object, Patch, TokenRequest,
+    WriteOptions, now,
 };
 
 /// Resources by the names of their stores.
@@ -23,6 +26,8 @@ pub const PODS: &str = "pods";
 pub const NODES: &str = "nodes";
 pub const EVENTS: &str = "events";
 pub const CONFIG_MAPS: &str = "configmaps";
+pub const SECRETS: &str = "secrets";
+pub const SERVICES: &str = "services";
 pub const LEASES: &str = "leases.coordination.k8s.io";
 pub const CILIUM_NODES: &str = "ciliumnodes.cilium.io";
 
@@ -178,6 +183,27 @@ impl Cluster {
         }
     }
 
+    /// The values of a ConfigMap or a Secret.
+    pub fn data(
+        &self,
+        kind: &str,
+        namespace: &str,
+        name: &str,
+    ) -> Option<BTreeMap<String, Vec<u8>>> {
+        let resource = if kind == "secret" { SECRETS } else { CONFIG_MAPS };
+        let object = self.find(resource, namespace, name)?;
+        let field = |field: &str, encoded: bool| -> Vec<(String, Vec<u8>)> {
+            let bytes = |text: &str| match encoded {
+                true => BASE64.decode(text).ok(),
+                false => Some(text.as_bytes().to_vec()),
+            };
+            let pairs = object[field].as_object().into_iter().flatten();
+            pairs.filter_map(|(k, v)| Some((k.clone(), bytes(v.as_str()?)?))).collect()
+        };
+        let data = field("data", kind == "secret");
+        Some(data.into_iter().chain(field("binaryData", true)).collect())
+    }
+
     /// The text values of a ConfigMap or a Secret.
     pub fn text_data(
         &self,
@@ -185,17 +211,38 @@ impl Cluster {
         namespace: &str,
         name: &str,
     ) -> Option<BTreeMap<String, String>> {
-        let resource = if kind == "secret" { "secrets" } else { CONFIG_MAPS };
-        let object = self.find(resource, namespace, name)?;
-        let data = object["data"].as_object().cloned().unwrap_or_default();
-        let text = |value: &Value| {
-            let text = value.as_str()?;
-            match kind {
-                "secret" => String::from_utf8(BASE64.decode(text).ok()?).ok(),
-                _ => Some(text.to_owned()),
-            }
+        let data = self.data(kind, namespace, name)?.into_iter();
+        Some(data.filter_map(|(key, value)| Some((key, String::from_utf8(value).ok()?))).collect())
+    }
+
+    /// The Services of a namespace that have an address.
+    pub fn services(&self, namespace: &str) -> Vec<Service> {
+        let (_, objects) = self.api.store.list(&SERVICES.into());
+        let ours = objects.values().filter(|object| *object.key.namespace == *namespace);
+        let services = ours.filter_map(|object| serde_json::from_slice(&object.json).ok());
+        services.filter(|service: &Service| cluster_ip(service).is_some()).collect()
+    }
+
+    /// A token of a pod's service account, bound to the pod.
+    pub fn service_account_token(&self, pod: &Pod, audience: &str, seconds: i64) -> Result<Token> {
+        let meta = &pod.metadata;
+        let account = pod.spec.as_ref().and_then(|spec| spec.service_account_name.clone());
+        let request = TokenRequest {
+            namespace: meta.namespace.clone().unwrap_or_default(),
+            service_account: account.unwrap_or_else(|| "default".to_owned()),
+            audiences: Some(audience.to_owned()).filter(|a| !a.is_empty()).into_iter().collect(),
+            expiration_seconds: seconds,
+            bound: Some(BoundObject {
+                kind: "Pod".to_owned(),
+                name: meta.name.clone().unwrap_or_default(),
+                uid: meta.uid.clone().unwrap_or_default(),
+            }),
         };
-        Some(data.iter().filter_map(|(key, value)| Some((key.clone(), text(value)?))).collect())
+        let issued = self.api.create_token(&request).map_err(said)?;
+        let left = issued.expires.duration_since(Timestamp::now());
+        let left = Duration::try_from(left).unwrap_or_default();
+        // As kubelets do: with a fifth of its time left.
+        Ok(Token { text: issued.token, renew_at: SystemTime::now() + left * 4 / 5 })
     }
 
     /// Records something about a pod that its user should know.
@@ -252,6 +299,21 @@ pub struct Applied {
     pub namespace: String,
     /// Its name.
     pub name: String,
+}
+
+/// A token of a service account.
+#[derive(Clone, Debug)]
+pub struct Token {
+    /// What is shown to the API server.
+    pub text: String,
+    /// When another one should be taken.
+    pub renew_at: SystemTime,
+}
+
+/// The address of a Service that has one.
+pub fn cluster_ip(service: &Service) -> Option<&str> {
+    let address = service.spec.as_ref()?.cluster_ip.as_deref()?;
+    Some(address).filter(|address| !address.is_empty() && *address != "None")
 }
 
 fn said(error: ApiError) -> anyhow::Error {

@@ -147,6 +147,17 @@ pub fn remove(paths: &Paths, name: &str) {
     }
 }
 
+/// The last lines of a log, but no more than these bytes.
+pub fn end(log: &Path, lines: u64, bytes: u64) -> io::Result<Vec<u8>> {
+    let mut file = File::open(log)?;
+    let len = file.metadata()?.len();
+    let begin = tail_begin(&file, len, lines)?.max(len.saturating_sub(bytes));
+    file.seek(io::SeekFrom::Start(begin))?;
+    let mut content = Vec::new();
+    file.take(bytes).read_to_end(&mut content)?;
+    Ok(content)
+}
+
 /// Where the last lines of a file begin.
 fn tail_begin(file: &File, len: u64, lines: u64) -> io::Result<u64> {
     if lines == 0 {

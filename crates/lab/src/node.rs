@@ -37,7 +37,7 @@ pub fn register(cluster: &Cluster, spec: &Spec, node: NodeSpec) -> Result<()> {
     let hostname = json!({"type": "Hostname", "address": name});
     let addresses: Vec<Value> = addresses.into_iter().chain([hostname]).collect();
     let resources = json!({
-        "cpu": std::thread::available_parallelism().map_or(1, usize::from).to_string(),
+        "cpu": cpus().to_string(),
         "memory": format!("{}Ki", memory_kib()),
         "pods": PODS_MAX,
         "ephemeral-storage": "0",
@@ -182,10 +182,16 @@ fn arch() -> &'static str {
     }
 }
 
-fn memory_kib() -> u64 {
+/// Memory of the machine.
+pub fn memory_kib() -> u64 {
     let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let total = text.lines().find_map(|line| line.strip_prefix("MemTotal:"));
     total.and_then(|t| t.split_whitespace().next()?.parse().ok()).unwrap_or_default()
+}
+
+/// CPUs of the machine.
+pub fn cpus() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
 }
 
 fn kernel_version() -> String {

@@ -22,6 +22,7 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 use tokio::sync::{mpsc, oneshot};
 
+use crate::runner::rootfs::View;
 use crate::spec::{LABS_DIR, NETNS_DIR, Paths};
 
 type Work = Box<dyn FnOnce() + Send>;
@@ -92,6 +93,12 @@ impl Place {
             bail!("the thread of {} is gone", self.name);
         }
         receiver.await.with_context(|| format!("work in {} panicked", self.name))
+    }
+
+    /// Makes a mount namespace for a container.
+    pub async fn new_view(&self, view: View) -> Result<OwnedFd> {
+        let home = self.mntns.try_clone()?;
+        self.run(move || view.build(&home)).await?
     }
 
     /// Sets up a command to run in this place.

@@ -7,7 +7,7 @@
 //!
 //! ```text
 //! Command ──spawn──▶ clone3(CLONE_INTO_CGROUP | CLONE_PIDFD)
-//!                      └ child: setns(net, mnt) → unshare → dup2 → chdir → execve
+//!                      └ child: setns(net, mnt, uts) → dup2 → chdir → execve
 //!                        on failure: (step, errno) through a pipe that exec closes
 //! ```
 //!
@@ -44,8 +44,9 @@ pub struct Command<'a> {
     pub mntns: Option<BorrowedFd<'a>>,
     /// UTS namespace to enter.
     pub utsns: Option<BorrowedFd<'a>>,
-    /// What the process has of its own.
-    pub private: Option<Private>,
+    /// A host name of its own, and a `/sys` that shows its network namespace: the mount namespace must
+    /// be its own as well.
+    pub hostname: Option<String>,
     /// Standard input; `/dev/null` when missing.
     pub stdin: Option<BorrowedFd<'a>>,
     /// Standard output; `/dev/null` when missing.
@@ -56,16 +57,6 @@ pub struct Command<'a> {
     pub same_session: bool,
     /// Standard input is a terminal, which becomes the one of the new session.
     pub terminal: bool,
-}
-
-/// What a container has of its own beside the network.
-#[derive(Clone, Debug, Default)]
-pub struct Private {
-    /// Host name, and a `/sys` that shows the network namespace; `None` leaves the node's.
-    pub hostname: Option<String>,
-    /// Files that are seen in the place of others, source first. A target that does not exist is
-    /// left alone: it would have to be made for everybody.
-    pub files: Vec<(PathBuf, PathBuf)>,
 }
 
 /// Why a program did not start.
@@ -272,7 +263,7 @@ const STEPS: [&str; 8] = [
     "enter the network namespace",
     "enter the mount namespace",
     "enter the host name namespace",
-    "make private mounts",
+    "mount /sys",
     "set the host name",
     "redirect standard streams",
     "change to the working directory",
@@ -288,9 +279,7 @@ struct Image {
     netns: Option<i32>,
     mntns: Option<i32>,
     utsns: Option<i32>,
-    private: bool,
     hostname: Option<CString>,
-    files: Vec<(CString, CString)>,
     stdio: [Option<i32>; 3],
     same_session: bool,
     terminal: bool,
@@ -312,9 +301,6 @@ impl Image {
             strings.iter().map(|s| s.as_ptr()).chain([std::ptr::null()]).collect::<Vec<_>>()
         };
         let raw = |fd: Option<BorrowedFd<'_>>| fd.map(|fd| fd.as_raw_fd());
-        let hostname = command.private.as_ref().and_then(|private| private.hostname.as_ref());
-        let files = command.private.iter().flat_map(|private| &private.files);
-        let files = files.map(|(source, target)| Ok((c_string(source)?, c_string(target)?)));
         Ok(Self {
             program: c_string(path.as_os_str())?,
             argv: pointers(&argv),
@@ -323,9 +309,7 @@ impl Image {
             netns: raw(command.netns),
             mntns: raw(command.mntns),
             utsns: raw(command.utsns),
-            private: command.private.is_some(),
-            hostname: hostname.map(c_string).transpose()?,
-            files: files.collect::<Result<_, _>>()?,
+            hostname: command.hostname.as_ref().map(c_string).transpose()?,
             stdio: [raw(command.stdin), raw(command.stdout), raw(command.stderr)],
             same_session: command.same_session,
             terminal: command.terminal,
@@ -367,17 +351,6 @@ impl Image {
             }
             if self.utsns.is_some_and(|fd| libc::setns(fd, libc::CLONE_NEWUTS) != 0) {
                 return 2;
-            }
-            if self.private && libc::unshare(libc::CLONE_NEWNS) != 0 {
-                return 3;
-            }
-            for (source, target) in &self.files {
-                let (bind, none) = (libc::MS_BIND, std::ptr::null());
-                if libc::mount(source.as_ptr(), target.as_ptr(), none, bind, none.cast()) != 0
-                    && libc::access(target.as_ptr(), libc::F_OK) == 0
-                {
-                    return 3;
-                }
             }
             if let Some(hostname) = &self.hostname {
                 if libc::unshare(libc::CLONE_NEWUTS) != 0 {

@@ -2,28 +2,32 @@
 //!
 //! It creates a network namespace per pod, calls the CNI plugin as a runtime does, runs the
 //! containers' processes, and reports as a kubelet does. Containers are processes of the host's
-//! file system with a network, a host name and a cgroup of their own.
+//! file system with a network, a host name, mounts and a cgroup of their own.
 
 pub mod cni;
 pub mod container;
 pub mod environment;
 pub mod etc;
+pub mod payload;
 pub mod pod;
 pub mod probe;
+pub mod resources;
+pub mod rootfs;
 pub mod status;
+pub mod volumes;
 
 use std::collections::{BTreeSet, HashMap};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use k8s_openapi::api::core::v1::Pod;
 use kernel::cgroup::Cgroup;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{broadcast, mpsc, watch};
 use tokio::task::JoinSet;
 use tracing::warn;
 
-use crate::cluster::{Cluster, PODS};
+use crate::cluster::{CONFIG_MAPS, Cluster, PODS, SECRETS};
 use crate::place::Place;
 use crate::spec::Paths;
 use crate::streams::Consoles;
@@ -56,6 +60,45 @@ pub struct Node {
     pub cluster_dns: watch::Receiver<Vec<IpAddr>>,
     /// Containers that can be typed into.
     pub consoles: Arc<Consoles>,
+    /// Tells of every change of a ConfigMap or Secret.
+    pub sources: broadcast::Sender<SourceChange>,
+    /// Where pods find the API server, host and port.
+    pub api_server: SocketAddr,
+}
+
+/// A ConfigMap or Secret has changed.
+#[derive(Clone, Debug)]
+pub struct SourceChange {
+    /// `configmap` or `secret`.
+    pub kind: &'static str,
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+}
+
+/// Changes that wait for a pod to look at them; one that is slower looks at everything again.
+pub const SOURCE_CHANGES_MAX: usize = 256;
+
+/// Tells of every change of ConfigMaps and Secrets.
+pub async fn follow_sources(cluster: Cluster, changes: broadcast::Sender<SourceChange>) {
+    let mut config_maps = cluster.watch(CONFIG_MAPS);
+    let mut secrets = cluster.watch(SECRETS);
+    loop {
+        let (kind, change) = tokio::select! {
+            change = config_maps.next() => ("configmap", change),
+            change = secrets.next() => ("secret", change),
+        };
+        let (namespace, name) = (change.namespace().to_owned(), change.name().to_owned());
+        // Without pods nobody listens.
+        let _ = changes.send(SourceChange { kind, namespace, name });
+    }
+}
+
+impl std::fmt::Debug for Node {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Node").field("name", &self.name).finish_non_exhaustive()
+    }
 }
 
 impl Node {
@@ -71,7 +114,7 @@ impl Node {
 impl Node {
     /// The files below `/etc` of a pod.
     pub fn etc(&self, uid: &str) -> etc::Etc {
-        etc::Etc::at(self.paths.pod_etc(uid))
+        etc::Etc::at(self.paths.pod(uid).join("etc"))
     }
 
     /// Tells pods that run whom to ask for names, whenever that changes.

@@ -8,6 +8,7 @@
 //!     control.sock                     status, exec
 //!     cilium-config/                   the ConfigMap as files
 //!     logs/
+//!     pods/<uid>/                      files, volumes and the like that a node keeps for a pod
 //!     nodes/<node>/run                 the node's /run (tmpfs)
 //!     nodes/<node>/bpf                 the node's /sys/fs/bpf (bpffs)
 //!     nodes/<node>/mnt                 the node's mount namespace, held open
@@ -253,8 +254,8 @@ impl Paths {
         self.dir.join("nodes").join(node)
     }
 
-    /// The files below `/etc` that a pod has of its own; at the same path inside nodes.
-    pub fn pod_etc(&self, uid: &str) -> PathBuf {
+    /// What the node keeps for a pod; at the same path inside nodes.
+    pub fn pod(&self, uid: &str) -> PathBuf {
         self.dir.join("pods").join(uid)
     }
 

@@ -14,7 +14,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::{self, File, OpenOptions};
 use std::io::Write as _;
-use std::net::{IpAddr, Ipv4Addr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -27,7 +27,7 @@ use kernel::cgroup::Cgroup;
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{broadcast, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -42,7 +42,7 @@ use crate::node;
 use crate::place::{CgroupDir, Place};
 use crate::process::{Command, PATH};
 use crate::program::keep_running;
-use crate::runner::{self, Node, PodChange, cni::Cni};
+use crate::runner::{self, Node, PodChange, SourceChange, cni::Cni};
 use crate::scheduler;
 use crate::spec::{
     CGROUP, CNI_CONFLIST, HUB, INTERNET, INTERNET_PORTS, INTERNET_ZONE, NodeSpec, Paths, Spec,
@@ -148,7 +148,7 @@ async fn supervise(spec: &Spec, launcher: &mut Launcher) -> Result<()> {
     let cgroups = Cgroup::root()?.child(CGROUP)?.child(&spec.name)?;
     let network = Arc::new(Network::create(&paths)?);
     let consoles = Arc::new(Consoles::default());
-    let api_server = start_api_server(spec, &paths, &network, consoles.clone()).await?;
+    let (api_server, port) = start_api_server(spec, &paths, &network, consoles.clone()).await?;
     let cluster = Cluster::new(api_server.api());
     seed(spec, &paths, &cluster)?;
     fs::write(paths.resolv_conf(), runner::etc::node_resolv_conf())?;
@@ -157,20 +157,22 @@ async fn supervise(spec: &Spec, launcher: &mut Launcher) -> Result<()> {
     let operator = start_operator(&paths, &programs, &cgroups, &network, &mut tasks)?;
     start_internet(&paths, &programs, &cgroups, &network, &mut tasks)?;
     let cluster_dns = watch::Sender::new(Vec::new());
+    let parts = Parts {
+        spec,
+        paths: &paths,
+        programs: &programs,
+        cgroups: &cgroups,
+        network: &network,
+        cluster: &cluster,
+        cluster_dns: &cluster_dns,
+        consoles: &consoles,
+        sources: &broadcast::Sender::new(runner::SOURCE_CHANGES_MAX),
+        api_server: pods_api_server(spec, port),
+    };
+    tasks.spawn(runner::follow_sources(cluster.clone(), parts.sources.clone()));
     let mut nodes = Vec::new();
     for node_spec in spec.node_specs() {
-        let dns = cluster_dns.subscribe();
-        let node = make_node(
-            spec,
-            node_spec,
-            &paths,
-            &programs,
-            &cgroups,
-            &network,
-            &cluster,
-            dns,
-            consoles.clone(),
-        )?;
+        let node = make_node(node_spec, &parts)?;
         tasks.spawn(node.clone().follow_cluster_dns());
         nodes.push(start_node(node, node_spec, &paths, &programs, &mut tasks)?);
     }
@@ -269,7 +271,7 @@ async fn start_api_server(
     paths: &Paths,
     network: &Network,
     consoles: Arc<Consoles>,
-) -> Result<ApiServer> {
+) -> Result<(ApiServer, u16)> {
     let local = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("listen on 127.0.0.1")?;
     // The same port in both namespaces is not needed, but easier to read.
     let port = local.local_addr()?.port();
@@ -294,15 +296,21 @@ async fn start_api_server(
     })
     .await?;
     let write = |path: &Path, address: IpAddr| -> Result<()> {
-        let url = format!("https://{}", std::net::SocketAddr::new(address, port));
+        let url = format!("https://{}", SocketAddr::new(address, port));
         fs::write(path, server.kubeconfig(&url, &format!("cilium-lab-{}", paths.name())))
             .with_context(|| format!("write {}", path.display()))
     };
     write(&paths.kubeconfig(), Ipv4Addr::LOCALHOST.into())?;
     write(&paths.kubeconfig_nodes(), HUB.0.into())?;
+    write(&paths.kubeconfig_pods(), pods_api_server(spec, port).ip())?;
+    Ok((server, port))
+}
+
+/// Where pods find the API server: the hub, in a family that they have.
+fn pods_api_server(spec: &Spec, port: u16) -> SocketAddr {
     let v4 = spec.cilium_config().get("enable-ipv4").is_none_or(|on| on == "true");
-    write(&paths.kubeconfig_pods(), if v4 { HUB.0.into() } else { HUB.1.into() })?;
-    Ok(server)
+    let address = if v4 { IpAddr::from(HUB.0) } else { IpAddr::from(HUB.1) };
+    SocketAddr::new(address, port)
 }
 
 /// The API server's address in the users' kubeconfig.
@@ -462,25 +470,26 @@ fn start_internet(
 // ---------------------------------------------------------------------------------------------
 // Nodes
 
-#[expect(
-    clippy::too_many_arguments,
-    reason = "called once; what a node needs comes from all parts of the lab"
-)]
-fn make_node(
-    spec: &Spec,
-    node_spec: NodeSpec,
-    paths: &Paths,
-    programs: &Programs,
-    cgroups: &Cgroup,
-    network: &Network,
-    cluster: &Cluster,
-    cluster_dns: watch::Receiver<Vec<IpAddr>>,
-    consoles: Arc<Consoles>,
-) -> Result<Arc<Node>> {
+/// What a node needs of all parts of the lab.
+struct Parts<'a> {
+    spec: &'a Spec,
+    paths: &'a Paths,
+    programs: &'a Programs,
+    cgroups: &'a Cgroup,
+    network: &'a Network,
+    cluster: &'a Cluster,
+    cluster_dns: &'a watch::Sender<Vec<IpAddr>>,
+    consoles: &'a Arc<Consoles>,
+    sources: &'a broadcast::Sender<SourceChange>,
+    api_server: SocketAddr,
+}
+
+fn make_node(node_spec: NodeSpec, parts: &Parts<'_>) -> Result<Arc<Node>> {
+    let Parts { paths, programs, .. } = *parts;
     let name = node_spec.name();
-    let place = Arc::new(Place::create(paths, cgroups, &name)?);
-    network.add_node(node_spec, &place.netns)?;
-    node::register(cluster, spec, node_spec)?;
+    let place = Arc::new(Place::create(paths, parts.cgroups, &name)?);
+    parts.network.add_node(node_spec, &place.netns)?;
+    node::register(parts.cluster, parts.spec, node_spec)?;
     let conf_dir = Path::new(CNI_CONFLIST).parent().and_then(|dir| dir.strip_prefix("/run").ok());
     let conf_dir =
         paths.node_run(&name).join(conf_dir.context("the CNI configuration is below /run")?);
@@ -493,7 +502,7 @@ fn make_node(
     );
     Ok(Arc::new(Node {
         addresses: node_spec.addresses().to_vec(),
-        cluster: cluster.clone(),
+        cluster: parts.cluster.clone(),
         cni,
         paths: paths.clone(),
         own_program: programs.own.display().to_string(),
@@ -501,8 +510,10 @@ fn make_node(
         running: Default::default(),
         attachments: Default::default(),
         ready: watch::Sender::new(false),
-        cluster_dns,
-        consoles,
+        cluster_dns: parts.cluster_dns.subscribe(),
+        consoles: parts.consoles.clone(),
+        sources: parts.sources.clone(),
+        api_server: parts.api_server,
         place,
         name,
     }))

@@ -5,10 +5,12 @@
 //!                        │ stop: SIGTERM, grace, SIGKILL      └ no: Terminated
 //! ```
 
-use std::fs::{File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
+use std::io::Read as _;
 use std::net::IpAddr;
 use std::os::fd::AsFd as _;
-use std::path::Path;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,17 +19,18 @@ use k8s_openapi::api::core::v1 as k8s;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 use nix::sys::signal::Signal;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{broadcast, mpsc, watch};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
-use super::environment;
 use super::probe::{self, Prober};
+use super::rootfs::{Bind, View};
 use super::status::{Container, State, Terminated};
+use super::volumes::Volumes;
+use super::{Node, SourceChange, environment};
 use crate::image::{self, Entrypoint};
 use crate::logs::{self, log_name};
 use crate::place::CgroupDir;
-use crate::process::{Command, Exit, Private, Process};
-use crate::streams::Consoles;
+use crate::process::{Command, Exit, Process};
 
 /// Pauses before a container is started again; the last one repeats.
 const RESTART_BACKOFF_S: [u64; 6] = [0, 10, 20, 40, 80, 160];
@@ -35,30 +38,34 @@ const RESTART_BACKOFF_MAX_S: u64 = 300;
 /// A run of this length makes earlier crashes forgotten.
 const RESTART_FORGET: Duration = Duration::from_secs(600);
 
+/// Longest message about the end of a container; longer ones are cut.
+const MESSAGE_LEN_MAX: u64 = 4096;
+/// How much of the log stands in for one.
+const MESSAGE_LOG_LEN_MAX: u64 = 2048;
+const MESSAGE_LINES_MAX: u64 = 80;
+
 /// Tells a container to stop: how long it may take. `None` while it shall run.
 pub type Stop = watch::Receiver<Option<Duration>>;
 
 /// What all containers of a pod share.
 #[derive(Debug)]
 pub struct Sandbox {
-    /// The node.
-    pub place: Arc<crate::place::Place>,
     /// The pod's network; `None` for pods in the node's own.
     pub netns: Option<kernel::netns::Netns>,
     /// The pod's addresses.
     pub addresses: Vec<IpAddr>,
-    /// Files of the pod that are seen in the place of the node's, source first.
-    pub files: Vec<(std::path::PathBuf, std::path::PathBuf)>,
+    /// Files of the pod that are seen in the place of the node's.
+    pub files: Vec<Bind>,
+    /// The pod's volumes.
+    pub volumes: Arc<Volumes>,
     /// The pod's cgroup.
     pub cgroup: kernel::cgroup::Cgroup,
-    /// The lab's files.
-    pub paths: crate::spec::Paths,
-    /// Containers that can be typed into.
-    pub consoles: Arc<Consoles>,
+    /// What the node keeps for the pod.
+    pub dir: PathBuf,
+    /// The node.
+    pub node: Arc<Node>,
     /// The pod's namespace and name.
     pub pod: (String, String),
-    /// This program, which has the built-in images.
-    pub own_program: String,
 }
 
 /// A container to run.
@@ -70,8 +77,6 @@ pub struct Job {
     pub spec: k8s::Container,
     /// Start it again after success, after failure.
     pub restart: (bool, bool),
-    /// Where the environment comes from.
-    pub sources: environment::Sources,
     /// What all containers of the pod share.
     pub sandbox: Arc<Sandbox>,
 }
@@ -88,7 +93,7 @@ pub async fn run(
     let mut crashes = 0_usize;
     loop {
         let began = Instant::now();
-        match start(job) {
+        match start(job).await {
             Err(why) => {
                 container.state =
                     State::Waiting { reason: why.reason(crashes), message: why.to_string() };
@@ -102,13 +107,14 @@ pub async fn run(
                 container.restarts += i32::from(container.id.is_some());
                 container.id = Some(new_id());
                 container.state = State::Running { started_at: started_at.clone() };
-                container.ready = job.spec.readiness_probe.is_none();
+                container.started = job.spec.startup_probe.is_none();
+                container.ready = container.started && job.spec.readiness_probe.is_none();
                 report(&container);
                 let run =
                     Run { job, process: &process, cgroup: &cgroup, container: &mut container };
                 let exit = run.until_end(&report, &mut stop).await;
                 // Whatever the main process left behind ends with it.
-                job.sandbox.consoles.close(cgroup.group.path());
+                job.sandbox.node.consoles.close(cgroup.group.path());
                 remove_cgroup(&cgroup.group).await;
                 let end = Terminated {
                     code: exit.code(),
@@ -119,13 +125,13 @@ pub async fn run(
                     started_at,
                     finished_at: Time(Timestamp::now()),
                     id: container.id.clone().unwrap_or_default(),
+                    message: last_words(job, exit),
                 };
                 let (after_success, after_failure) = job.restart;
                 let again = if exit.code() == 0 { after_success } else { after_failure };
-                container.ready = false;
+                (container.ready, container.started) = (false, false);
                 container.state = State::Terminated(end.clone());
                 if !again || stop.borrow().is_some() {
-                    container.ready = false;
                     report(&container);
                     return container;
                 }
@@ -158,12 +164,41 @@ pub async fn run(
                 *reason = "ImagePullBackOff";
                 report(&container);
             }
+            let mut sources = job.sandbox.node.sources.subscribe();
+            let needed = environment::needed_sources(&job.spec);
+            let waits_for_source = is_waiting_for(&container, "CreateContainerConfigError");
             tokio::select! {
                 () = sleep(Duration::from_secs(pause)) => {}
+                // What is missing may be there now.
+                () = changed(&mut sources, &job.sandbox.pod.0, &needed), if waits_for_source => {}
                 _ = stop.wait_for(Option::is_some) => return container,
             }
         } else if stop.borrow().is_some() {
             return container;
+        }
+    }
+}
+
+fn is_waiting_for(container: &Container, why: &str) -> bool {
+    matches!(&container.state, State::Waiting { reason, .. } if *reason == why)
+}
+
+/// Returns when one of these ConfigMaps and Secrets has changed.
+async fn changed(
+    changes: &mut broadcast::Receiver<SourceChange>,
+    namespace: &str,
+    needed: &[(&'static str, String)],
+) {
+    loop {
+        match changes.recv().await {
+            Ok(change) => {
+                let object = (change.kind, change.name);
+                if change.namespace == namespace && needed.contains(&object) {
+                    return;
+                }
+            }
+            Err(broadcast::error::RecvError::Lagged(_)) => return,
+            Err(broadcast::error::RecvError::Closed) => std::future::pending().await,
         }
     }
 }
@@ -196,10 +231,20 @@ impl StartError {
     }
 }
 
-fn start(job: &Job) -> Result<(Process, CgroupDir), StartError> {
+async fn start(job: &Job) -> Result<(Process, CgroupDir), StartError> {
     let spec = &job.spec;
     let sandbox = &job.sandbox;
-    let env = environment::environment(&job.pod, spec, &job.sources)?;
+    let node = &sandbox.node;
+    let (namespace, pod) = &sandbox.pod;
+    let needed = environment::needed_sources(spec).into_iter();
+    let sources: environment::Sources = needed
+        .map(|(kind, name)| {
+            let data = node.cluster.text_data(kind, namespace, &name);
+            ((kind, name), data)
+        })
+        .collect();
+    let services = environment::services(&job.pod, &node.cluster, node.api_server);
+    let env = environment::environment(&job.pod, spec, &sources, services)?;
     let words = |list: &Option<Vec<String>>| -> Vec<String> {
         list.iter().flatten().map(|word| environment::expand(word, &env)).collect()
     };
@@ -208,36 +253,77 @@ fn start(job: &Job) -> Result<(Process, CgroupDir), StartError> {
     let argv = match entrypoint.ok_or(StartError::Image(image))? {
         Entrypoint::Host(argv) => argv,
         Entrypoint::BuiltIn(args) => {
-            let own = [&sandbox.own_program, "lab", "image"].map(str::to_owned);
+            let own = [&node.own_program, "lab", "image"].map(str::to_owned);
             own.into_iter().chain(args).collect()
         }
     };
     let cgroup = CgroupDir::create(&sandbox.cgroup, &spec.name)?;
-    let (namespace, pod) = &sandbox.pod;
-    let log = sandbox.paths.log(&log_name(namespace, pod, &spec.name));
+    let log = node.paths.log(&log_name(namespace, pod, &spec.name));
     logs::rotate(&log);
     let log = open_log(&log)?;
     let input = (spec.stdin.unwrap_or_default(), spec.tty.unwrap_or_default());
-    let console = sandbox.consoles.open(cgroup.group.path(), input, &log);
+    let console = node.consoles.open(cgroup.group.path(), input, &log);
     let console = console.context("give it streams that can be attached to")?;
-    let netns = sandbox.netns.as_ref().unwrap_or(&sandbox.place.netns);
-    let hostname = sandbox.netns.is_some().then(|| environment::hostname(&job.pod));
-    let private = Some(Private { hostname, files: sandbox.files.clone() });
+    let netns = sandbox.netns.as_ref().unwrap_or(&node.place.netns);
+    let mntns = node.place.new_view(view(job, &env)?).await?;
     let mut command = Command {
         argv,
         env,
         cwd: spec.working_dir.clone().map(Into::into),
         netns: Some(netns.as_fd()),
-        private,
+        mntns: Some(mntns.as_fd()),
+        hostname: sandbox.netns.is_some().then(|| environment::hostname(&job.pod)),
         stdout: Some(log.as_fd()),
         stderr: Some(log.as_fd()),
-        ..sandbox.place.command(&cgroup)
+        ..node.place.command(&cgroup)
     };
     if let Some(console) = &console {
         console.connect(&mut command);
     }
     let process = command.spawn()?;
     Ok((process, cgroup))
+}
+
+/// What the container sees of the file system.
+fn view(job: &Job, env: &[(String, String)]) -> anyhow::Result<View> {
+    let (sandbox, spec) = (&job.sandbox, &job.spec);
+    let mut binds = sandbox.files.clone();
+    let message = message_file(job);
+    message
+        .parent()
+        .map_or(Ok(()), fs::create_dir_all)
+        .context("make the container's directory")?;
+    // That of the run before is told already.
+    File::create(&message).with_context(|| format!("create {}", message.display()))?;
+    if let Some(target) = spec.termination_message_path.as_deref().filter(|path| !path.is_empty()) {
+        binds.push(Bind { source: message, target: target.into(), ..Bind::default() });
+    }
+    binds.extend(sandbox.volumes.binds(&job.pod, spec, env)?);
+    let shared_memory = sandbox.dir.join("shm");
+    fs::create_dir_all(&shared_memory).context("make the pod's shared memory")?;
+    fs::set_permissions(&shared_memory, fs::Permissions::from_mode(0o1777))?;
+    let privileged = spec.security_context.as_ref().and_then(|context| context.privileged);
+    Ok(View { all_devices: privileged.unwrap_or_default(), shared_memory, binds })
+}
+
+/// Where a container may leave a message about its end.
+fn message_file(job: &Job) -> PathBuf {
+    job.sandbox.dir.join("containers").join(&job.spec.name).join("termination-log")
+}
+
+/// What the container has said about its end.
+fn last_words(job: &Job, exit: Exit) -> String {
+    let mut message = Vec::new();
+    // One that cannot be read has not been written.
+    let _ = File::open(message_file(job))
+        .and_then(|file| file.take(MESSAGE_LEN_MAX).read_to_end(&mut message));
+    let policy = job.spec.termination_message_policy.as_deref();
+    if message.is_empty() && policy == Some("FallbackToLogsOnError") && exit.code() != 0 {
+        let (namespace, pod) = &job.sandbox.pod;
+        let log = job.sandbox.node.paths.log(&log_name(namespace, pod, &job.spec.name));
+        message = logs::end(&log, MESSAGE_LINES_MAX, MESSAGE_LOG_LEN_MAX).unwrap_or_default();
+    }
+    String::from_utf8_lossy(&message).into_owned()
 }
 
 /// Kills what is left in a cgroup and removes it. A killed process leaves its cgroup only when it
@@ -277,9 +363,12 @@ impl Run<'_> {
         let (sender, mut verdicts) = mpsc::channel(4);
         let mut probers = tokio::task::JoinSet::new();
         let probes = [
+            (probe::Kind::Startup, &self.job.spec.startup_probe),
             (probe::Kind::Readiness, &self.job.spec.readiness_probe),
             (probe::Kind::Liveness, &self.job.spec.liveness_probe),
         ];
+        // The others wait until the container has started.
+        let (started, is_started) = watch::channel(self.container.started);
         for (kind, probe) in probes {
             if let Some(probe) = probe.clone() {
                 let prober = Prober {
@@ -290,28 +379,47 @@ impl Run<'_> {
                     container: self.job.spec.name.clone(),
                     pid: self.process.pid(),
                 };
-                probers.spawn(prober.run(sender.clone()));
+                probers.spawn(prober.run(is_started.clone(), sender.clone()));
             }
         }
-        let mut killed = false;
-        loop {
+        let failed = loop {
             tokio::select! {
                 exit = self.process.wait() => return exit.unwrap_or(Exit::Code(255)),
-                _ = stop.wait_for(Option::is_some) => break,
+                _ = stop.wait_for(Option::is_some) => break false,
                 Some((kind, good)) = verdicts.recv() => match kind {
                     probe::Kind::Readiness if self.container.ready != good => {
                         self.container.ready = good;
                         report(self.container);
                     }
-                    probe::Kind::Liveness if !good && !killed => {
-                        killed = true;
-                        let _ = self.process.kill(Signal::SIGTERM);
+                    probe::Kind::Startup if good && !self.container.started => {
+                        self.container.started = true;
+                        self.container.ready = self.job.spec.readiness_probe.is_none();
+                        started.send_replace(true);
+                        report(self.container);
                     }
+                    probe::Kind::Startup | probe::Kind::Liveness if !good => break true,
                     _ => {}
                 },
             }
+        };
+        match failed {
+            true => self.end(stop).await,
+            false => self.stop(stop).await,
         }
-        self.stop(stop).await
+    }
+
+    /// Ends a container that has failed its probe; being told to stop may shorten its time.
+    async fn end(&self, stop: &mut Stop) -> Exit {
+        let pod = self.job.pod.spec.as_ref();
+        let grace = pod.and_then(|spec| spec.termination_grace_period_seconds);
+        let grace = Duration::from_secs(grace.and_then(|s| u64::try_from(s).ok()).unwrap_or(30));
+        let _ = self.process.kill(Signal::SIGTERM);
+        let told = tokio::select! {
+            exit = self.process.wait() => return exit.unwrap_or(Exit::Code(255)),
+            () = sleep(grace) => false,
+            _ = stop.wait_for(Option::is_some) => true,
+        };
+        if told { self.stop(stop).await } else { self.kill().await }
     }
 
     /// Asks the process to end, and ends it when its time is up.
@@ -327,6 +435,10 @@ impl Run<'_> {
                 Ok(()) = stop.changed() => {}
             }
         }
+        self.kill().await
+    }
+
+    async fn kill(&self) -> Exit {
         let _ = self.cgroup.group.kill();
         let killed = timeout(Duration::from_secs(10), self.process.wait()).await;
         killed.ok().and_then(Result::ok).unwrap_or(Exit::Signal(9))

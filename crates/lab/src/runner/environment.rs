@@ -1,9 +1,12 @@
-//! What a container's process is started with: its arguments and environment. Pure.
+//! What a container's process is started with: its arguments and environment.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 
 use k8s_openapi::api::core::v1::{Container, EnvVarSource, Pod};
 
+use super::resources;
+use crate::cluster::{Cluster, cluster_ip};
 use crate::process::PATH;
 
 /// ConfigMaps and Secrets of the pod's namespace, as far as they were asked for: their text values
@@ -57,11 +60,12 @@ pub fn needed_sources(container: &Container) -> Vec<(&'static str, String)> {
     needed
 }
 
-/// The environment of a container, later values replacing earlier ones.
+/// The environment of a container, later values replacing earlier ones; `services` come first.
 pub fn environment(
     pod: &Pod,
     container: &Container,
     sources: &Sources,
+    services: Vec<(String, String)>,
 ) -> Result<Vec<(String, String)>, EnvironmentError> {
     let mut env: Vec<(String, String)> = Vec::new();
     let mut set = |name: &str, value: String| match env.iter_mut().find(|(n, _)| n == name) {
@@ -71,6 +75,7 @@ pub fn environment(
     set("PATH", PATH.to_owned());
     set("HOME", "/root".to_owned());
     set("HOSTNAME", hostname(pod));
+    services.into_iter().for_each(|(name, value)| set(&name, value));
     for from in container.env_from.iter().flatten() {
         let prefix = from.prefix.as_deref().unwrap_or_default();
         let config_map = from.config_map_ref.as_ref().map(|r| ("configmap", &r.name, r.optional));
@@ -103,6 +108,63 @@ pub fn environment(
     Ok(env)
 }
 
+/// The variables that tell of Services: the API server always, those of the pod's namespace unless
+/// it does not want them.
+pub fn services(pod: &Pod, cluster: &Cluster, api_server: SocketAddr) -> Vec<(String, String)> {
+    // Where the API server itself listens: an address that works whether or not anybody translates
+    // Services.
+    let port = api_server.port();
+    let mut variables = link("KUBERNETES", &api_server.ip().to_string(), &[("https", port, "TCP")]);
+    let spec = pod.spec.as_ref();
+    if spec.and_then(|spec| spec.enable_service_links) == Some(false) {
+        return variables;
+    }
+    for service in cluster.services(pod.metadata.namespace.as_deref().unwrap_or_default()) {
+        let name = service.metadata.name.clone().unwrap_or_default();
+        let Some(address) = cluster_ip(&service).filter(|_| name != "kubernetes") else { continue };
+        let ports = service.spec.iter().flat_map(|spec| spec.ports.iter().flatten());
+        let ports: Vec<(&str, u16, &str)> = ports
+            .filter_map(|port| {
+                let number = u16::try_from(port.port).ok()?;
+                let protocol = port.protocol.as_deref().unwrap_or("TCP");
+                Some((port.name.as_deref().unwrap_or_default(), number, protocol))
+            })
+            .collect();
+        variables.extend(link(&variable_name(&name), address, &ports));
+    }
+    variables
+}
+
+/// The variables of one Service; ports are (name, number, protocol).
+fn link(name: &str, address: &str, ports: &[(&str, u16, &str)]) -> Vec<(String, String)> {
+    let Some((_, first, protocol)) = ports.first() else { return Vec::new() };
+    let url = |port: u16, protocol: &str| {
+        let host = if address.contains(':') { format!("[{address}]") } else { address.to_owned() };
+        format!("{}://{host}:{port}", protocol.to_lowercase())
+    };
+    let mut variables = vec![
+        (format!("{name}_SERVICE_HOST"), address.to_owned()),
+        (format!("{name}_SERVICE_PORT"), first.to_string()),
+        (format!("{name}_PORT"), url(*first, protocol)),
+    ];
+    for (port_name, port, protocol) in ports {
+        if !port_name.is_empty() {
+            let port_name = variable_name(port_name);
+            variables.push((format!("{name}_SERVICE_PORT_{port_name}"), port.to_string()));
+        }
+        let prefix = format!("{name}_PORT_{port}_{protocol}");
+        variables.push((prefix.clone(), url(*port, protocol)));
+        variables.push((format!("{prefix}_PROTO"), protocol.to_lowercase()));
+        variables.push((format!("{prefix}_PORT"), port.to_string()));
+        variables.push((format!("{prefix}_ADDR"), address.to_owned()));
+    }
+    variables
+}
+
+fn variable_name(name: &str) -> String {
+    name.to_uppercase().replace('-', "_")
+}
+
 fn from_source(
     pod: &Pod,
     variable: &str,
@@ -115,6 +177,13 @@ fn from_source(
             path: field.field_path.clone(),
         };
         return pod_field(pod, &field.field_path).map(Some).ok_or_else(unknown);
+    }
+    if let Some(field) = &source.resource_field_ref {
+        let unknown = || EnvironmentError::Field {
+            variable: variable.to_owned(),
+            path: field.resource.clone(),
+        };
+        return resources::field(pod, field).map(Some).ok_or_else(unknown);
     }
     let config_map = source.config_map_key_ref.as_ref();
     let config_map = config_map.map(|r| ("configmap", &r.name, &r.key, r.optional));
@@ -130,7 +199,7 @@ fn from_source(
 }
 
 /// A field of the downward API.
-fn pod_field(pod: &Pod, path: &str) -> Option<String> {
+pub fn pod_field(pod: &Pod, path: &str) -> Option<String> {
     let meta = &pod.metadata;
     let spec = pod.spec.as_ref();
     let status = pod.status.as_ref();
@@ -214,6 +283,32 @@ mod tests {
     }
 
     #[test]
+    fn services_have_the_names_of_old_links() {
+        let pairs = link("DEATH_STAR", "10.96.1.2", &[("", 80, "TCP"), ("metrics", 90, "UDP")]);
+        let pairs: Vec<String> = pairs.iter().map(|(k, v)| format!("{k}={v}")).collect();
+        assert_eq!(
+            pairs,
+            [
+                "DEATH_STAR_SERVICE_HOST=10.96.1.2",
+                "DEATH_STAR_SERVICE_PORT=80",
+                "DEATH_STAR_PORT=tcp://10.96.1.2:80",
+                "DEATH_STAR_PORT_80_TCP=tcp://10.96.1.2:80",
+                "DEATH_STAR_PORT_80_TCP_PROTO=tcp",
+                "DEATH_STAR_PORT_80_TCP_PORT=80",
+                "DEATH_STAR_PORT_80_TCP_ADDR=10.96.1.2",
+                "DEATH_STAR_SERVICE_PORT_METRICS=90",
+                "DEATH_STAR_PORT_90_UDP=udp://10.96.1.2:90",
+                "DEATH_STAR_PORT_90_UDP_PROTO=udp",
+                "DEATH_STAR_PORT_90_UDP_PORT=90",
+                "DEATH_STAR_PORT_90_UDP_ADDR=10.96.1.2",
+            ]
+        );
+        let v6 = link("A", "fd00::1", &[("", 80, "TCP")]);
+        assert!(v6.contains(&("A_PORT".to_owned(), "tcp://[fd00::1]:80".to_owned())));
+        assert_eq!(link("A", "10.96.1.2", &[]), []);
+    }
+
+    #[test]
     fn the_downward_api_and_config_maps() {
         let pod: Pod = serde_json::from_value(serde_json::json!({
             "metadata": {"name": "web", "namespace": "ns", "labels": {"app": "w"}},
@@ -231,7 +326,7 @@ mod tests {
         let container = &pod.spec.as_ref().unwrap().containers[0];
         let map = BTreeMap::from([("k".to_owned(), "v".to_owned())]);
         let sources = Sources::from([(("configmap", "m".to_owned()), Some(map))]);
-        let env = environment(&pod, container, &sources).unwrap();
+        let env = environment(&pod, container, &sources, Vec::new()).unwrap();
         let find = |name: &str| env.iter().find(|(n, _)| n == name).map(|(_, v)| v.as_str());
         assert_eq!(find("NODE"), Some("node-1"));
         assert_eq!(find("APP"), Some("w"));
@@ -239,7 +334,7 @@ mod tests {
         assert_eq!(find("GONE"), None);
         assert_eq!(find("BOTH"), Some("node-1/v"));
         assert_eq!(find("HOSTNAME"), Some("web"));
-        let missing = environment(&pod, container, &Sources::new());
+        let missing = environment(&pod, container, &Sources::new(), Vec::new());
         let expected = EnvironmentError::Missing { kind: "configmap", name: "m".to_owned() };
         assert_eq!(missing, Err(expected));
     }

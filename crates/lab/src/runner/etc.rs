@@ -10,6 +10,7 @@ use anyhow::{Context as _, Result};
 use k8s_openapi::api::core::v1::Pod;
 
 use super::environment::hostname;
+use super::rootfs::Bind;
 use crate::spec::{CLUSTER_DOMAIN, INTERNET};
 
 /// What a resolver uses of a longer list.
@@ -59,23 +60,23 @@ impl Etc {
     }
 
     /// Which file is seen where in the pod's containers.
-    pub fn mounts(&self, pod: &Pod) -> Vec<(PathBuf, PathBuf)> {
+    pub fn binds(&self, pod: &Pod) -> Vec<Bind> {
         let names: &[&str] = match host_network(pod) {
             // Who shares the node's network shares its name.
             true => &["resolv.conf"],
             false => &["resolv.conf", "hosts", "hostname"],
         };
-        names.iter().map(|name| (self.dir.join(name), Path::new("/etc").join(name))).collect()
+        let bind = |name: &&str| Bind {
+            source: self.dir.join(name),
+            target: Path::new("/etc").join(name),
+            ..Bind::default()
+        };
+        names.iter().map(bind).collect()
     }
 
     /// Whether the pod has its files already.
     pub fn exists(&self) -> bool {
         self.dir.is_dir()
-    }
-
-    /// Removes the files; those that are not there are fine.
-    pub fn remove(&self) {
-        let _ = fs::remove_dir_all(&self.dir);
     }
 }
 

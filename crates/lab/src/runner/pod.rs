@@ -1,6 +1,7 @@
 //! One pod from the moment it is assigned to its node until its object is gone.
 //!
 //! ```text
+//!   volumes (again until all are there)
 //!   sandbox: network namespace, CNI ADD (again until it works)
 //!     └ init containers, one after the other
 //!         └ containers, all at once
@@ -20,20 +21,24 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 use kernel::netns::Netns;
 use serde_json::Value;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{broadcast, mpsc, watch};
 use tokio::task::JoinSet;
 use tracing::{info, warn};
 
 use super::cni::{self, Attachment};
 use super::container::{self, Job, Sandbox, Stop, new_id};
-use super::environment::{self, Sources};
 use super::status::{Container, Seen, State, pod_status};
-use super::{Node, Running};
+use super::volumes::Volumes;
+use super::{Node, Running, SourceChange};
 use crate::logs::{self, log_name};
 use crate::spec::NETNS_DIR;
 
 /// Pauses between attempts to set up a pod's network; the last one repeats.
 const SANDBOX_BACKOFF_MS: [u64; 5] = [200, 500, 1_000, 2_000, 5_000];
+/// Pauses between attempts to make a pod's volumes; the last one repeats.
+const VOLUME_BACKOFF_MS: [u64; 6] = [500, 1_000, 2_000, 4_000, 8_000, 16_000];
+/// Shortest pause between two renewals of what gets old.
+const REFRESH_PAUSE: Duration = Duration::from_secs(1);
 /// How long a pod may take to stop when it does not say.
 const GRACE_DEFAULT_S: i64 = 30;
 
@@ -69,6 +74,7 @@ pub struct Worker {
     uid: String,
     namespace: String,
     name: String,
+    volumes: Arc<Volumes>,
 }
 
 /// A network that was set up for a pod.
@@ -99,6 +105,10 @@ impl Worker {
                 containers: waiting(reason, spec.containers.len()),
             },
             written: pod.status.clone().unwrap_or_default(),
+            volumes: Arc::new(Volumes::new(
+                node.clone(),
+                pod.metadata.uid.as_deref().unwrap_or_default(),
+            )),
             uid: pod.metadata.uid.clone().unwrap_or_default(),
             namespace: pod.metadata.namespace.clone().unwrap_or_default(),
             name: pod.metadata.name.clone().unwrap_or_default(),
@@ -111,6 +121,7 @@ impl Worker {
     pub async fn run(mut self) {
         // Those of an earlier pod of the same name.
         self.remove_logs();
+        self.set_up_volumes().await;
         let network = self.set_up().await;
         if self.stop().is_none() {
             self.run_containers(network.as_ref()).await;
@@ -157,6 +168,48 @@ impl Worker {
 
     fn cgroup_name(&self) -> String {
         format!("pod{}", self.uid)
+    }
+
+    // -----------------------------------------------------------------------------------------
+    // Volumes
+
+    /// Makes the pod's volumes; returns without them when the pod is deleted.
+    async fn set_up_volumes(&mut self) {
+        let mut changes = self.volume_changes();
+        for attempt in 0.. {
+            if self.stop().is_some() {
+                return;
+            }
+            let Err(failure) = self.volumes.set_up(&self.pod()).await else { return };
+            info!(pod = self.name, namespace = self.namespace, "{failure}");
+            self.event("FailedMount", &failure.to_string());
+            self.write_status();
+            let pause = VOLUME_BACKOFF_MS.get(attempt).or(VOLUME_BACKOFF_MS.last());
+            let pause = Duration::from_millis(pause.copied().unwrap_or_default());
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                // What was missing may be there now.
+                () = changes.next() => {}
+                _ = self.wanted.wait_for(|wanted| wanted.stop().is_some()) => return,
+            }
+        }
+    }
+
+    /// Brings the volumes up to date. What cannot be brought stays as it was.
+    async fn refresh_volumes(&self) {
+        if let Err(failure) = self.volumes.set_up(&self.pod()).await {
+            self.event("FailedMount", &failure.to_string());
+        }
+    }
+
+    fn volume_changes(&self) -> VolumeChanges {
+        let meta = self.pod().metadata.clone();
+        VolumeChanges {
+            sources: self.node.sources.subscribe(),
+            wanted: self.wanted.clone(),
+            described: (meta.labels, meta.annotations),
+            volumes: self.volumes.clone(),
+        }
     }
 
     // -----------------------------------------------------------------------------------------
@@ -254,7 +307,7 @@ impl Worker {
     }
 
     async fn tear_down(&self, network: Option<Network>) {
-        self.node.etc(&self.uid).remove();
+        self.volumes.remove(&self.pod()).await;
         if let Some(network) = network {
             self.release(network).await;
         }
@@ -310,15 +363,14 @@ impl Worker {
         self.publish(&pod);
         etc.write(&pod, &self.seen.addresses, &self.node.cluster_dns.borrow())?;
         Ok(Sandbox {
-            place: self.node.place.clone(),
             netns,
-            files: etc.mounts(&pod),
+            files: etc.binds(&pod),
+            volumes: self.volumes.clone(),
             addresses: self.seen.addresses.clone(),
             cgroup,
-            paths: self.node.paths.clone(),
-            consoles: self.node.consoles.clone(),
+            dir: self.node.paths.pod(&self.uid),
+            node: self.node.clone(),
             pod: (self.namespace.clone(), self.name.clone()),
-            own_program: self.node.own_program.clone(),
         })
     }
 
@@ -326,14 +378,7 @@ impl Worker {
         let mut pod = Pod::clone(&self.pod());
         // What the downward API tells is what we know, which the API server may not have yet.
         pod.status = Some(pod_status(&pod, &self.seen, &self.written, &Time(Timestamp::now())));
-        let needed = environment::needed_sources(&spec).into_iter();
-        let sources: Sources = needed
-            .map(|(kind, name)| {
-                let data = self.node.cluster.text_data(kind, &self.namespace, &name);
-                ((kind, name), data)
-            })
-            .collect();
-        Job { pod, spec, restart, sources, sandbox: sandbox.clone() }
+        Job { pod, spec, restart, sandbox: sandbox.clone() }
     }
 
     /// Runs containers until all have ended; says whether they did so by themselves.
@@ -355,6 +400,7 @@ impl Worker {
         }
         drop(reports);
         let mut stopping = None;
+        let mut volume_changes = self.volume_changes();
         loop {
             tokio::select! {
                 Some((slot, container)) = inbox.recv() => {
@@ -376,6 +422,7 @@ impl Worker {
                         stopper.send_replace(wanted);
                     }
                 }
+                () = volume_changes.next() => self.refresh_volumes().await,
             }
         }
         self.write_status();
@@ -436,6 +483,53 @@ impl Worker {
 
     fn event(&self, reason: &str, message: &str) {
         self.node.cluster.pod_event(&self.pod(), &self.node.name, "Warning", reason, message);
+    }
+}
+
+type Labels = Option<std::collections::BTreeMap<String, String>>;
+
+/// Tells when a pod's volumes may have to be written anew.
+struct VolumeChanges {
+    sources: broadcast::Receiver<SourceChange>,
+    wanted: watch::Receiver<Wanted>,
+    /// Labels and annotations, which files may show.
+    described: (Labels, Labels),
+    volumes: Arc<Volumes>,
+}
+
+impl VolumeChanges {
+    /// Returns when an object behind a volume or the pod itself has changed, or a token gets old.
+    async fn next(&mut self) {
+        loop {
+            let aged = async {
+                match self.volumes.rest() {
+                    Some(rest) => tokio::time::sleep(rest.max(REFRESH_PAUSE)).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = aged => return,
+                change = self.sources.recv() => match change {
+                    Ok(change) => {
+                        let pod = self.wanted.borrow().pod.clone();
+                        let ours = pod.metadata.namespace.as_ref() == Some(&change.namespace);
+                        if ours && Volumes::refer_to(&pod, change.kind, &change.name) {
+                            return;
+                        }
+                    }
+                    Err(broadcast::error::RecvError::Lagged(_)) => return,
+                    // The lab ends.
+                    Err(broadcast::error::RecvError::Closed) => std::future::pending().await,
+                },
+                Ok(()) = self.wanted.changed() => {
+                    let meta = self.wanted.borrow_and_update().pod.metadata.clone();
+                    let described = (meta.labels, meta.annotations);
+                    if std::mem::replace(&mut self.described, described.clone()) != described {
+                        return;
+                    }
+                }
+            }
+        }
     }
 }
 

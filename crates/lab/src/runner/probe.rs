@@ -1,4 +1,4 @@
-//! Readiness and liveness probes: exec, TCP and HTTP, from the node as a kubelet does.
+//! Startup, readiness and liveness probes: exec, TCP and HTTP, from the node as a kubelet does.
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use k8s_openapi::api::core::v1 as k8s;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
-use tokio::sync::mpsc;
-use tokio::time::{sleep, timeout};
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::container::Sandbox;
 use crate::place::CgroupDir;
@@ -21,6 +21,8 @@ const FIRST_PAUSE: Duration = Duration::from_millis(50);
 /// What a probe is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
+    /// Whether the container has started: until then the others wait.
+    Startup,
     /// Whether the container may be sent work.
     Readiness,
     /// Whether the container must be started again.
@@ -45,8 +47,12 @@ pub struct Prober {
 }
 
 impl Prober {
-    /// Probes for ever; `verdicts` gets every change of mind.
-    pub async fn run(self, verdicts: mpsc::Sender<(Kind, bool)>) {
+    /// Probes for ever, once the container has started; `verdicts` gets every change of mind.
+    pub async fn run(
+        self,
+        mut started: watch::Receiver<bool>,
+        verdicts: mpsc::Sender<(Kind, bool)>,
+    ) {
         let seconds = |n: Option<i32>, default: u64| {
             Duration::from_secs(n.and_then(|n| u64::try_from(n).ok()).unwrap_or(default))
         };
@@ -54,8 +60,14 @@ impl Prober {
         let patience = seconds(self.probe.timeout_seconds, 1).max(Duration::from_secs(1));
         let needed_good = self.probe.success_threshold.unwrap_or(1).max(1);
         let needed_bad = self.probe.failure_threshold.unwrap_or(3).max(1);
+        if self.kind != Kind::Startup && started.wait_for(|started| *started).await.is_err() {
+            return;
+        }
         sleep(seconds(self.probe.initial_delay_seconds, 0)).await;
         let (mut good, mut bad) = (0, 0);
+        // A container that is just starting is asked more often than was agreed, and that must not
+        // be held against it: what counts until it answers is time.
+        let (began, starting) = (Instant::now(), period * (needed_bad - 1).max(1) as u32);
         let mut told = None;
         let mut pause = FIRST_PAUSE;
         loop {
@@ -63,8 +75,8 @@ impl Prober {
             (good, bad) = if success { (good + 1, 0) } else { (0, bad + 1) };
             let verdict = match () {
                 () if good >= needed_good => Some(true),
-                // Failures while it starts say nothing yet: it counts as not ready anyway.
-                () if bad >= needed_bad && (told.is_some() || pause >= period) => Some(false),
+                () if told.is_none() && began.elapsed() < starting => None,
+                () if bad >= needed_bad => Some(false),
                 () => told,
             };
             if verdict != told {
@@ -72,8 +84,10 @@ impl Prober {
                 if verdicts.send((self.kind, success)).await.is_err() {
                     return;
                 }
+                if self.kind == Kind::Startup {
+                    return;
+                }
             }
-            // A container that is just starting is asked more often, so that nobody waits for it.
             sleep(if told.is_none() { pause.min(period) } else { period }).await;
             pause = (pause * 2).min(period);
         }
@@ -92,7 +106,12 @@ impl Prober {
         let sandbox = self.sandbox.clone();
         let target = SocketAddr::new(address, port);
         let probing = tokio::task::spawn_blocking(move || {
-            sandbox.place.netns.run(|| connect(target, patience, http.as_ref())).unwrap_or(false)
+            sandbox
+                .node
+                .place
+                .netns
+                .run(|| connect(target, patience, http.as_ref()))
+                .unwrap_or(false)
         });
         probing.await.unwrap_or(false)
     }
@@ -122,7 +141,7 @@ impl Prober {
             netns: Some(net.as_fd()),
             mntns: Some(mnt.as_fd()),
             utsns: Some(uts.as_fd()),
-            ..self.sandbox.place.command(&cgroup)
+            ..self.sandbox.node.place.command(&cgroup)
         };
         let Ok(process) = command.spawn() else { return false };
         // A probe that is given up is killed with its container at the latest.

@@ -21,6 +21,8 @@ pub struct Container {
     pub restarts: i32,
     /// Whether its readiness probe is content; without a probe, whether it runs.
     pub ready: bool,
+    /// Whether its startup probe has been content; without a probe, whether it runs.
+    pub started: bool,
 }
 
 /// What a container does now.
@@ -61,6 +63,8 @@ pub struct Terminated {
     pub finished_at: Time,
     /// Which run it was.
     pub id: String,
+    /// What it has left to say.
+    pub message: String,
 }
 
 impl Terminated {
@@ -200,7 +204,7 @@ fn container_status(
         image,
         container_id: seen.id.as_ref().map(|id| format!("lab://{id}")),
         ready: seen.ready,
-        started: Some(matches!(seen.state, State::Running { .. })),
+        started: Some(seen.started),
         restart_count: seen.restarts,
         state: Some(match &seen.state {
             State::Waiting { reason, message } => ContainerState {
@@ -230,6 +234,7 @@ fn terminated(end: &Terminated) -> ContainerState {
             started_at: Some(end.started_at.clone()),
             finished_at: Some(end.finished_at.clone()),
             container_id: Some(format!("lab://{}", end.id)),
+            message: Some(end.message.clone()).filter(|message| !message.is_empty()),
             ..ContainerStateTerminated::default()
         }),
         ..ContainerState::default()
@@ -260,6 +265,7 @@ mod tests {
             started_at: time(1),
             finished_at: time(2),
             id: "c1".to_owned(),
+            message: String::new(),
         };
         Container { state: State::Terminated(end), ..Container::default() }
     }

@@ -13,4 +13,5 @@ mod health;
 mod life;
 mod pods;
 mod streams;
+mod volumes;
 mod world;
