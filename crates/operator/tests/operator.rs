@@ -281,8 +281,9 @@ async fn the_operator_waits_for_its_api_server_and_says_so() {
     cluster.server.set_serving(false);
     let address = format!("--operator-api-serve-addr={port}");
     let _operator = cluster.operator(&[&address]);
-    let answer = wait_for_health(port, "500 Internal Server Error").await;
-    assert!(answer.contains("custom-resources: cannot install the custom resource"), "{answer}");
+    let reason = "custom-resources: cannot install the custom resource";
+    let answer = wait_for_health(port, reason).await;
+    assert!(answer.contains("500 Internal Server Error"), "{answer}");
     cluster.server.set_serving(true);
     cluster.create_when_served("node-1").await;
     cluster.cidrs_of("node-1").await;
@@ -308,7 +309,7 @@ async fn wait_for_health(address: SocketAddr, text: &'static str) -> String {
             }
             assert!(Instant::now() < deadline, "no {text:?}, but {answer:?}");
             // Nothing can be waited for here: asking again is how one learns of health.
-            std::thread::yield_now();
+            std::thread::sleep(std::time::Duration::from_millis(20));
         }
     });
     asking.await.unwrap()
