@@ -148,7 +148,7 @@ fn restored(checkpoint: EndpointCheckpoint) -> Endpoint {
     }
 }
 
-fn write<T: Serialize>(path: &Path, value: &T) -> Result<(), CheckpointError> {
+pub(crate) fn write<T: Serialize>(path: &Path, value: &T) -> Result<(), CheckpointError> {
     let failed = |source| CheckpointError { action: "write", path: path.to_owned(), source };
     let text = serde_json::to_vec_pretty(value).map_err(|e| failed(e.into()))?;
     if let Some(parent) = path.parent() {
@@ -157,7 +157,7 @@ fn write<T: Serialize>(path: &Path, value: &T) -> Result<(), CheckpointError> {
     write_atomically(path, &text).map_err(failed)
 }
 
-fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, CheckpointError> {
+pub(crate) fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, CheckpointError> {
     let failed = |source| CheckpointError { action: "read", path: path.to_owned(), source };
     match fs::read(path) {
         Ok(text) => serde_json::from_slice(&text).map(Some).map_err(|e| failed(e.into())),

@@ -5,20 +5,23 @@
 //! devices, routes) is computed from scratch each time; the ipcache, which has a row per pod of the
 //! cluster, follows changes, and a property test holds that this makes no difference.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use abi::endpoint::{DeviceEndpoint, ENDPOINT_F_HOST, EndpointInfo};
+use abi::policy::POLICY_SLOT_NONE;
 use ipnet::IpNet;
 use kernel::netlink::{Route, RouteScope};
-use model::{IdentityId, Mac, NodeName, TunnelEndpoint};
+use model::{EndpointId, IdentityId, Mac, NodeName, TunnelEndpoint};
 use statedb::job::Job;
 use statedb::{Change, Initializer, Row, Snapshot, Table, Writer};
 
 use crate::ipcache::{Claim, Ipcache, Owner, Source};
+use crate::policy::realize::SlotRow;
 use crate::tables::{
-    ClusterEndpoint, DesiredRoute, Device, Endpoint, HostAddress, IpcacheEntry, LocalAddress, Node,
+    ClusterEndpoint, DesiredRoute, Device, Endpoint, EndpointPolicy, HostAddress, IpcacheEntry,
+    LabelledPrefix, LocalAddress, Node,
 };
 
 /// Routes that we made carry this protocol number, so that we know ours from an administrator's.
@@ -69,13 +72,14 @@ pub struct Uplink {
 }
 
 impl LocalNode {
-    /// Native routing: whether the node with the address `remote` is the next hop to the pod with
-    /// the address `pod`, so that the datapath need not ask the routing table.
-    fn is_next_hop(&self, remote: IpAddr, pod: IpAddr) -> bool {
-        !self.tunnel
-            && self.direct_routes
-            && remote.is_ipv4() == pod.is_ipv4()
-            && self.uplink.on_link.iter().any(|net| net.contains(&remote))
+    /// Native routing: the address of a node by which it is the next hop to its pod with the address
+    /// `pod`, so that the datapath need not ask the routing table.
+    fn next_hop(&self, node: impl IntoIterator<Item = IpAddr>, pod: IpAddr) -> Option<IpAddr> {
+        let direct = !self.tunnel && self.direct_routes;
+        node.into_iter().filter(|_| direct).find(|address| {
+            address.is_ipv4() == pod.is_ipv4()
+                && self.uplink.on_link.iter().any(|net| net.contains(address))
+        })
     }
 
     /// The identity of what is outside the cluster.
@@ -96,26 +100,38 @@ impl LocalNode {
     }
 }
 
-/// The rows of `cilium_lxc` for an endpoint.
-pub fn endpoint_addresses(endpoint: &Endpoint) -> impl Iterator<Item = LocalAddress> {
+/// The addresses of an endpoint: keys of its rows in `cilium_lxc`.
+pub fn endpoint_addresses(endpoint: &Endpoint) -> impl Iterator<Item = IpAddr> {
+    endpoint.spec.addresses.iter().copied()
+}
+
+/// The rows of `cilium_lxc` for an endpoint of this policy.
+fn address_rows(
+    endpoint: &Endpoint,
+    policy: &EndpointPolicy,
+) -> impl Iterator<Item = LocalAddress> {
     let info = EndpointInfo {
         ifindex: endpoint.spec.ifindex,
         lxc_id: endpoint.id.number(),
+        flags: policy.flags,
         mac: padded(endpoint.spec.mac),
         node_mac: padded(endpoint.spec.host_mac),
         sec_id: endpoint.identity.id.0,
+        policy_slot: policy.slot,
         ..EndpointInfo::default()
     };
-    endpoint.spec.addresses.iter().map(move |address| LocalAddress { address: *address, info })
+    endpoint_addresses(endpoint).map(move |address| LocalAddress { address, info })
 }
 
-/// The row of `cilium_lxc_devices` for an endpoint.
-pub fn endpoint_device(endpoint: &Endpoint) -> Device {
+/// The row of `cilium_lxc_devices` for an endpoint of this policy.
+fn device_row(endpoint: &Endpoint, policy: &EndpointPolicy) -> Device {
     let mut device = DeviceEndpoint {
         sec_id: endpoint.identity.id.0,
         lxc_id: endpoint.id.number(),
+        flags: policy.flags,
         mac: padded(endpoint.spec.mac),
         node_mac: padded(endpoint.spec.host_mac),
+        policy_slot: policy.slot,
         ..DeviceEndpoint::default()
     };
     for address in &endpoint.spec.addresses {
@@ -127,30 +143,59 @@ pub fn endpoint_device(endpoint: &Endpoint) -> Device {
     Device { ifindex: endpoint.spec.ifindex, endpoint: device }
 }
 
-/// All of `cilium_lxc`: the pods' addresses and the node's own. A pod's address that a device of the
-/// node has too stays the pod's.
+/// The policy of the node itself, where the host firewall has one.
+fn host_policy<'a>(
+    node: &LocalNode,
+    policies: &'a Snapshot<EndpointPolicy>,
+) -> Option<&'a Arc<EndpointPolicy>> {
+    policies.get(&EndpointId::new(node.host_endpoint_id).ok()?)
+}
+
+/// All of `cilium_lxc`: the addresses of pods whose policy is known, and the node's own. A pod's
+/// address that a device of the node has too stays the pod's.
 pub fn local_addresses(
     node: &LocalNode,
     endpoints: &Snapshot<Endpoint>,
+    policies: &Snapshot<EndpointPolicy>,
     host: &Snapshot<HostAddress>,
 ) -> Vec<LocalAddress> {
+    let policy = host_policy(node, policies);
     let info = EndpointInfo {
         ifindex: node.host_ifindex,
         lxc_id: node.host_endpoint_id,
-        flags: ENDPOINT_F_HOST,
+        flags: ENDPOINT_F_HOST | policy.map_or(0, |policy| policy.flags),
         mac: padded(node.host_mac),
         node_mac: padded(node.host_mac),
         sec_id: IdentityId::HOST.0,
+        policy_slot: policy.map_or(POLICY_SLOT_NONE, |policy| policy.slot),
         ..EndpointInfo::default()
     };
     let own = host.rows().filter(|h| node.enables(h.address));
     let own = own.map(|host| LocalAddress { address: host.address, info });
-    own.chain(endpoints.rows().flat_map(|endpoint| endpoint_addresses(endpoint))).collect()
+    let pods = endpoints.rows().filter_map(|row| Some(address_rows(row, policies.get(&row.id)?)));
+    own.chain(pods.flatten()).collect()
 }
 
-/// All of `cilium_lxc_devices`.
-pub fn devices(endpoints: &Snapshot<Endpoint>) -> Vec<Device> {
-    endpoints.rows().map(|endpoint| endpoint_device(endpoint)).collect()
+/// All of `cilium_lxc_devices`: pods whose policy is known, and the node itself where it has one.
+pub fn devices(
+    node: &LocalNode,
+    endpoints: &Snapshot<Endpoint>,
+    policies: &Snapshot<EndpointPolicy>,
+) -> Vec<Device> {
+    let host = host_policy(node, policies).map(|policy| Device {
+        ifindex: node.host_ifindex,
+        endpoint: DeviceEndpoint {
+            sec_id: IdentityId::HOST.0,
+            lxc_id: node.host_endpoint_id,
+            flags: ENDPOINT_F_HOST | policy.flags,
+            mac: padded(node.host_mac),
+            node_mac: padded(node.host_mac),
+            policy_slot: policy.slot,
+            ..DeviceEndpoint::default()
+        },
+    });
+    let pods = endpoints.rows().filter_map(|row| Some(device_row(row, policies.get(&row.id)?)));
+    host.into_iter().chain(pods).collect()
 }
 
 /// Where the host finds pods: everything through `cilium_host`, whose program knows the rest; in
@@ -176,7 +221,7 @@ pub fn routes(node: &LocalNode, nodes: &Snapshot<Node>) -> Vec<DesiredRoute> {
         let cidrs = remote.pod_cidrs.iter().filter(|c| node.enables(c.addr()));
         if node.tunnel {
             routes.extend(cidrs.filter_map(|cidr| through_host(cidr, Some(node.route_mtu))));
-        } else if node.direct_routes {
+        } else {
             routes.extend(cidrs.filter_map(|cidr| direct_route(node, remote, cidr)));
         }
     }
@@ -185,10 +230,7 @@ pub fn routes(node: &LocalNode, nodes: &Snapshot<Node>) -> Vec<DesiredRoute> {
 
 /// The route to a remote node's pods by the node's own address, if that is on our link.
 fn direct_route(node: &LocalNode, remote: &Node, cidr: &IpNet) -> Option<Route> {
-    let gateway = remote.addresses.iter().copied().find(|address| {
-        address.is_ipv4() == cidr.addr().is_ipv4()
-            && node.uplink.on_link.iter().any(|net| net.contains(address))
-    })?;
+    let gateway = node.next_hop(remote.addresses.iter().copied(), cidr.addr())?;
     Some(Route {
         gateway: Some(gateway),
         oif: Some(node.uplink.ifindex),
@@ -225,21 +267,27 @@ fn host_claims(node: &LocalNode, host: &HostAddress) -> (Owner, Vec<(IpNet, Clai
     (owner, claims.into_iter().collect())
 }
 
-/// The addresses of a pod of another node. What the API server says of our own pods is an echo.
-fn cluster_claims(node: &LocalNode, remote: &ClusterEndpoint) -> (Owner, Vec<(IpNet, Claim)>) {
+/// The addresses of a pod of another node. What the API server says of our own pods is an echo. It
+/// names the pod's node by one address; `nodes` knows the others.
+fn cluster_claims(
+    node: &LocalNode,
+    nodes: &NodesByAddress,
+    remote: &ClusterEndpoint,
+) -> (Owner, Vec<(IpNet, Claim)>) {
     let owner =
         Owner { source: Source::CustomResource, name: format!("pod:{}", remote.pod).into() };
     let elsewhere = remote.node.filter(|at| !node.addresses.contains(at));
     let known = remote.identity != IdentityId::UNKNOWN;
     let claims = elsewhere.filter(|_| known).map_or_else(Vec::new, |at| {
         let addresses = remote.addresses.iter().filter(|a| node.enables(**a));
+        let others = nodes.get(&at).map_or(&[][..], |peer| &peer.addresses);
+        let through = |pod: IpAddr| {
+            let all = std::iter::once(at).chain(others.iter().copied());
+            if node.tunnel { Some(at) } else { node.next_hop(all, pod) }
+        };
         let claim = |address: &IpAddr| Claim {
             identity: remote.identity,
-            tunnel: if node.tunnel || node.is_next_hop(at, *address) {
-                TunnelEndpoint::Node(at)
-            } else {
-                TunnelEndpoint::Native
-            },
+            tunnel: through(*address).map_or(TunnelEndpoint::Native, TunnelEndpoint::Node),
         };
         addresses.map(|address| (IpNet::from(*address), claim(address))).collect()
     });
@@ -279,10 +327,24 @@ fn node_claims(node: &LocalNode, remote: &Node) -> (Owner, Vec<(IpNet, Claim)>) 
     (owner, claims)
 }
 
+/// A prefix that this node has an identity of its own for.
+fn labelled_claims(row: &LabelledPrefix) -> (Owner, Vec<(IpNet, Claim)>) {
+    let name = format!("{}:{}", row.source.as_str(), row.prefix);
+    let owner = Owner { source: row.source, name: name.into() };
+    // How to get there is asked of who knows it, when the row is made.
+    let claim = Claim { identity: row.identity, tunnel: TunnelEndpoint::Native };
+    (owner, vec![(row.prefix, claim)])
+}
+
+/// Nodes by each of their addresses.
+type NodesByAddress = BTreeMap<IpAddr, Arc<Node>>;
+
 /// The state of the ipcache controller: all claims.
 pub struct IpcacheController {
     node: Arc<LocalNode>,
     ipcache: Ipcache,
+    nodes: NodesByAddress,
+    labelled: BTreeSet<IpNet>,
 }
 
 /// What the ipcache depends on.
@@ -296,6 +358,8 @@ pub struct IpcacheChanges {
     pub nodes: Vec<Change<Node>>,
     /// Addresses of this node.
     pub host: Vec<Change<HostAddress>>,
+    /// Prefixes with an identity of their own.
+    pub labelled: Vec<Change<LabelledPrefix>>,
 }
 
 impl IpcacheController {
@@ -304,18 +368,64 @@ impl IpcacheController {
         let mut ipcache = Ipcache::default();
         let (owner, claims) = world_claims(&node);
         let changed = ipcache.set(&owner, claims);
-        (Self { node, ipcache }, changed)
+        (Self { node, ipcache, nodes: NodesByAddress::new(), labelled: BTreeSet::new() }, changed)
     }
 
-    /// Takes changes in; returns the prefixes whose row may have changed.
-    pub fn apply(&mut self, changes: &IpcacheChanges) -> BTreeSet<IpNet> {
+    /// Takes changes in; returns the prefixes whose row may have changed. `cluster` is the cluster's
+    /// pods after the changes.
+    pub fn apply(
+        &mut self,
+        changes: &IpcacheChanges,
+        cluster: &Snapshot<ClusterEndpoint>,
+    ) -> BTreeSet<IpNet> {
         let node = Arc::clone(&self.node);
+        let moved = self.follow_nodes(&changes.nodes);
+        let nodes = std::mem::take(&mut self.nodes);
+        let claims_of = |row: &ClusterEndpoint| cluster_claims(&node, &nodes, row);
         let mut changed = BTreeSet::new();
         self.apply_each(&changes.endpoints, local_claims, &mut changed);
-        self.apply_each(&changes.cluster, |row| cluster_claims(&node, row), &mut changed);
+        self.apply_each(&changes.cluster, claims_of, &mut changed);
         self.apply_each(&changes.nodes, |row| node_claims(&node, row), &mut changed);
         self.apply_each(&changes.host, |row| host_claims(&node, row), &mut changed);
+        self.apply_each(&changes.labelled, labelled_claims, &mut changed);
+        for change in &changes.labelled {
+            match change {
+                Change::Upsert(row) => self.labelled.insert(row.prefix),
+                Change::Delete(row) => self.labelled.remove(&row.prefix),
+            };
+        }
+        if !changes.nodes.is_empty() {
+            // The way to them may lead through a node.
+            changed.extend(&self.labelled);
+        }
+        if !moved.is_empty() {
+            let is_moved = |at: IpAddr| moved.contains(&at);
+            for row in cluster.rows().filter(|row| row.node.is_some_and(is_moved)) {
+                let (owner, claims) = claims_of(row);
+                changed.extend(self.ipcache.set(&owner, claims));
+            }
+        }
+        self.nodes = nodes;
         changed
+    }
+
+    /// Learns the nodes' addresses, on which pods of nodes that we route to directly depend; returns
+    /// those of nodes that changed.
+    fn follow_nodes(&mut self, changes: &[Change<Node>]) -> BTreeSet<IpAddr> {
+        let mut moved = BTreeSet::new();
+        if self.node.tunnel || !self.node.direct_routes {
+            return moved;
+        }
+        for change in changes {
+            let (Change::Upsert(row) | Change::Delete(row)) = change;
+            moved
+                .extend(self.nodes.extract_if(.., |_, node| node.name == row.name).map(|(a, _)| a));
+            if let Change::Upsert(row) = change {
+                self.nodes.extend(row.addresses.iter().map(|address| (*address, Arc::clone(row))));
+                moved.extend(&row.addresses);
+            }
+        }
+        moved
     }
 
     fn apply_each<R: Row>(
@@ -336,10 +446,12 @@ impl IpcacheController {
     /// The row of a prefix, as the claims stand now.
     pub fn row(&self, prefix: &IpNet) -> Option<IpcacheEntry> {
         let (owner, claim) = self.ipcache.winner(prefix)?;
+        let tunnel =
+            if owner.source.is_label() { self.ipcache.tunnel(prefix) } else { claim.tunnel };
         Some(IpcacheEntry {
             prefix: *prefix,
             identity: claim.identity,
-            tunnel: claim.tunnel,
+            tunnel,
             source: owner.source,
             owner: Arc::clone(&owner.name),
         })
@@ -357,6 +469,12 @@ pub struct Sources {
     pub nodes: Table<Node>,
     /// Addresses of this node.
     pub host: Table<HostAddress>,
+    /// What the datapath is told of the policies of pods of this node.
+    pub policies: Table<EndpointPolicy>,
+    /// Prefixes that policies name, and the like.
+    pub labelled: Table<LabelledPrefix>,
+    /// Slots of the policy maps.
+    pub slots: Table<SlotRow>,
 }
 
 /// A table that a controller computes, and the promise to say when it is complete.
@@ -392,19 +510,23 @@ pub async fn run_ipcache(
     let mut cluster = sources.cluster.changes();
     let mut nodes = sources.nodes.changes();
     let mut host = sources.host.changes();
+    let mut labelled = sources.labelled.changes();
     loop {
-        prefixes.extend(controller.apply(&IpcacheChanges {
+        let changes = IpcacheChanges {
             endpoints: endpoints.take(),
             cluster: cluster.take(),
             nodes: nodes.take(),
             host: host.take(),
-        }));
+            labelled: labelled.take(),
+        };
+        prefixes.extend(controller.apply(&changes, cluster.snapshot()));
         commit_ipcache(&controller, &std::mem::take(&mut prefixes), &ipcache.writer);
         ipcache.inputs_initialized(
             endpoints.snapshot().is_initialized()
                 && cluster.snapshot().is_initialized()
                 && nodes.snapshot().is_initialized()
-                && host.snapshot().is_initialized(),
+                && host.snapshot().is_initialized()
+                && labelled.snapshot().is_initialized(),
         );
         tokio::select! {
             () = job.stop.cancelled() => return Ok(()),
@@ -412,6 +534,7 @@ pub async fn run_ipcache(
             _ = cluster.changed() => {}
             _ = nodes.changed() => {}
             _ = host.changed() => {}
+            _ = labelled.changed() => {}
         }
     }
 }
@@ -446,20 +569,23 @@ pub async fn run_local(
     mut device_rows: Output<Device>,
 ) -> Result<(), String> {
     let mut endpoints = sources.endpoints.changes();
+    let mut policies = sources.policies.changes();
     let mut host = sources.host.changes();
     loop {
         endpoints.take();
+        policies.take();
         host.take();
+        let (pods, policy) = (endpoints.snapshot(), policies.snapshot());
         // Devices first: a pod is known as a sender before it can be a receiver.
-        device_rows.writer.replace(devices(endpoints.snapshot()));
-        addresses.writer.replace(local_addresses(&node, endpoints.snapshot(), host.snapshot()));
-        device_rows.inputs_initialized(endpoints.snapshot().is_initialized());
-        addresses.inputs_initialized(
-            endpoints.snapshot().is_initialized() && host.snapshot().is_initialized(),
-        );
+        device_rows.writer.replace(devices(&node, pods, policy));
+        addresses.writer.replace(local_addresses(&node, pods, policy, host.snapshot()));
+        let are_known = pods.is_initialized() && policy.is_initialized();
+        device_rows.inputs_initialized(are_known);
+        addresses.inputs_initialized(are_known && host.snapshot().is_initialized());
         tokio::select! {
             () = job.stop.cancelled() => return Ok(()),
             _ = endpoints.changed() => {}
+            _ = policies.changed() => {}
             _ = host.changed() => {}
         }
     }
@@ -487,4 +613,89 @@ pub async fn run_routes(
 fn padded(mac: Mac) -> [u8; 8] {
     let [a, b, c, d, e, f] = mac.0;
     [a, b, c, d, e, f, 0, 0]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use model::PodName;
+
+    /// A node of a dual-stack cluster that routes natively, with another on its link.
+    fn direct_node() -> LocalNode {
+        let parse = |text: &str| text.parse().unwrap();
+        LocalNode {
+            name: NodeName::new("node-1"),
+            enable_ipv4: true,
+            enable_ipv6: true,
+            tunnel: false,
+            direct_routes: true,
+            addresses: vec![parse("172.18.1.1"), parse("fd18::1:1")],
+            routers: Vec::new(),
+            pod_cidrs: Vec::new(),
+            host_endpoint_id: 1,
+            host_ifindex: 2,
+            host_mac: Mac([2; 6]),
+            device_mtu: 1500,
+            route_mtu: 1500,
+            uplink: Uplink {
+                ifindex: 3,
+                addresses: Vec::new(),
+                on_link: vec!["172.18.0.0/16".parse().unwrap(), "fd18::/64".parse().unwrap()],
+            },
+        }
+    }
+
+    fn peer(addresses: &[&str]) -> Node {
+        Node {
+            name: NodeName::new("node-2"),
+            local: false,
+            addresses: addresses.iter().map(|a| a.parse().unwrap()).collect(),
+            router_addresses: Vec::new(),
+            health_addresses: Vec::new(),
+            pod_cidrs: Vec::new(),
+        }
+    }
+
+    /// `CiliumEndpoint` names the node by its IPv4 address; the next hop of IPv6 is known from
+    /// `CiliumNode`, whichever comes first.
+    #[test]
+    fn both_families_of_a_pod_have_a_next_hop() {
+        let (pods, pod_writer) = Table::<ClusterEndpoint>::new("pods");
+        let (nodes, node_writer) = Table::<Node>::new("nodes");
+        let (mut controller, _) = IpcacheController::new(Arc::new(direct_node()));
+        let (mut pod_changes, mut node_changes) = (pods.changes(), nodes.changes());
+        let mut check = |v4: Option<&str>, v6: Option<&str>| {
+            let changes = IpcacheChanges {
+                cluster: pod_changes.take(),
+                nodes: node_changes.take(),
+                ..IpcacheChanges::default()
+            };
+            controller.apply(&changes, pod_changes.snapshot());
+            for (prefix, expected) in [("10.0.2.7/32", v4), ("fd00::207/128", v6)] {
+                let row = controller.row(&prefix.parse().unwrap()).unwrap();
+                let expected = expected.map_or(TunnelEndpoint::Native, |address| {
+                    TunnelEndpoint::Node(address.parse().unwrap())
+                });
+                assert_eq!(row.tunnel, expected, "{prefix}");
+            }
+        };
+        pod_writer.upsert(ClusterEndpoint {
+            pod: PodName::new("default", "web"),
+            endpoint_id: 7,
+            identity: IdentityId(300),
+            state: "ready".into(),
+            node: Some("172.18.1.2".parse().unwrap()),
+            addresses: vec!["10.0.2.7".parse().unwrap(), "fd00::207".parse().unwrap()],
+            named_ports: Vec::new(),
+        });
+        check(Some("172.18.1.2"), None);
+        node_writer.upsert(peer(&["172.18.1.2", "fd18::1:2"]));
+        check(Some("172.18.1.2"), Some("fd18::1:2"));
+        node_writer.upsert(peer(&["172.18.1.2", "2001:db8::2"]));
+        check(Some("172.18.1.2"), None);
+        node_writer.upsert(peer(&["172.18.1.2", "fd18::1:3"]));
+        check(Some("172.18.1.2"), Some("fd18::1:3"));
+        node_writer.delete(&NodeName::new("node-2"));
+        check(Some("172.18.1.2"), None);
+    }
 }

@@ -18,15 +18,16 @@ use std::time::{Duration, Instant};
 use api::rest::EndpointRef;
 use futures::future::BoxFuture;
 use ipnet::IpNet;
-use model::{EndpointId, EndpointState, LabelFilter, Labels, PodLabels, PodName};
+use model::{EndpointId, EndpointState, IdentityId, LabelFilter, Labels, PodLabels, PodName};
 use statedb::reconciler::{Progress, SettleError};
 use statedb::{Row, Snapshot, Table, Writer};
 
 use crate::checkpoint::{CheckpointError, Checkpoints};
-use crate::controllers::{endpoint_addresses, endpoint_device};
+use crate::controllers::endpoint_addresses;
 use crate::identity::{self, AllocateError, Identities, Identity};
 use crate::ipam::{Ipam, IpamError, RESERVATION_AGE_MAX};
 use crate::ipcache::Source;
+use crate::policy::realize::SlotRow;
 use crate::tables::{
     Device, Endpoint, EndpointSpec, IpcacheEntry, LocalAddress, LocalPod, Namespace,
 };
@@ -135,6 +136,10 @@ pub struct MapProgress {
     pub device_table: Table<Device>,
     /// The tables behind them.
     pub ipcache_table: Table<IpcacheEntry>,
+    /// Slots of policies.
+    pub policy: Progress<SlotRow>,
+    /// The tables behind them.
+    pub policy_table: Table<SlotRow>,
 }
 
 /// What identities are made of.
@@ -159,6 +164,9 @@ pub struct Endpoints {
     checkpoints: Checkpoints,
     rules: LabelRules,
     last_id: Mutex<u16>,
+    /// Labels of the pods that the agent before us had, by uid. A pod whose sandbox is made anew
+    /// keeps them while the API server, which has the last word, is away.
+    before: Mutex<BTreeMap<String, Arc<Labels>>>,
 }
 
 /// What [`Endpoints`] is made of.
@@ -200,6 +208,7 @@ impl Endpoints {
             checkpoints: parts.checkpoints,
             rules: parts.rules,
             last_id: Mutex::new(0),
+            before: Mutex::new(BTreeMap::new()),
         }
     }
 
@@ -269,6 +278,11 @@ impl Endpoints {
         });
         for endpoint in self.checkpoints.endpoints()? {
             let spec = &endpoint.spec;
+            if !spec.pod_uid.is_empty() && endpoint.identity.id != IdentityId::INIT {
+                self.identities.remember(endpoint.identity.clone());
+                let mut before = self.before.lock().unwrap_or_else(PoisonError::into_inner);
+                before.insert(spec.pod_uid.clone(), Arc::clone(&endpoint.identity.labels));
+            }
             if !devices.is_empty() && devices.get(&spec.ifindex) != Some(&spec.interface) {
                 tracing::info!(endpoint_id = %endpoint.id, interface = spec.interface,
                     "Forgot an endpoint whose device is gone");
@@ -415,7 +429,7 @@ impl Endpoints {
         if !labels.is_empty() {
             return Ok(self.identities.resolve(&Arc::new(self.rules.filter.apply(labels))).await?);
         }
-        let labels = match self.known_labels(spec) {
+        let labels = match self.known_labels(spec).or_else(|| self.labels_before(spec)) {
             Some(labels) => Some(labels),
             None => self.ask_for_labels(spec).await,
         };
@@ -431,6 +445,15 @@ impl Endpoints {
         let pod = self.pods.get(&name).filter(|pod| is_same_pod(pod, &spec.pod_uid))?;
         let namespace = self.namespaces.get(&name.namespace)?;
         Some(self.labels_of(&pod, &namespace))
+    }
+
+    /// The labels that the endpoint's pod had before we started, as long as the watch has not listed.
+    fn labels_before(&self, spec: &EndpointSpec) -> Option<Arc<Labels>> {
+        if self.pods.snapshot().is_initialized() {
+            return None;
+        }
+        let before = self.before.lock().unwrap_or_else(PoisonError::into_inner);
+        before.get(&spec.pod_uid).cloned()
     }
 
     fn labels_of(&self, pod: &LocalPod, namespace: &Namespace) -> Arc<Labels> {
@@ -539,13 +562,13 @@ impl Endpoints {
     async fn settled(&self, endpoint: &Endpoint) -> Result<(), CreateError> {
         let maps = &self.maps;
         let id = endpoint.id.number();
-        let device = endpoint_device(endpoint).key();
+        let device = endpoint.spec.ifindex;
         settled("the device", &maps.device_table, &maps.devices, &device, |row| {
             row.endpoint.lxc_id == id
         })
         .await?;
         for address in endpoint_addresses(endpoint) {
-            let (key, prefix) = (address.key(), IpNet::from(address.address));
+            let (key, prefix) = (address.into(), IpNet::from(address));
             settled("an address", &maps.address_table, &maps.addresses, &key, |row| {
                 row.info.lxc_id == id
             })
@@ -581,12 +604,12 @@ impl Endpoints {
         let gone = async {
             let maps = &self.maps;
             let id = endpoint.id.number();
-            let device = endpoint_device(endpoint).key();
+            let device = endpoint.spec.ifindex;
             let ours = |row: &Device| row.endpoint.lxc_id == id;
             forgotten(&maps.device_table, &maps.devices, &device, ours).await;
             for address in endpoint_addresses(endpoint) {
                 let ours = |row: &LocalAddress| row.info.lxc_id == id;
-                forgotten(&maps.address_table, &maps.addresses, &address.key(), ours).await;
+                forgotten(&maps.address_table, &maps.addresses, &address.into(), ours).await;
             }
         };
         if tokio::time::timeout(SETTLE_TIMEOUT, gone).await.is_err() {

@@ -4,6 +4,7 @@
 //!  local endpoints ──┐
 //!  CiliumEndpoints ──┤  claims by owner      winner per prefix      ipcache table ──► kernel
 //!  CiliumNodes ──────┼─► (source, name) ───► highest precedence ──►
+//!  policies' prefixes ┤
 //!  reserved: world ──┘
 //! ```
 //!
@@ -22,23 +23,35 @@ use model::{IdentityId, TunnelEndpoint};
 pub enum Source {
     /// Follows from configuration: the world.
     Generated,
+    /// A prefix that a policy names; see [`Source::is_label`].
+    Policy,
     /// A Kubernetes object of the core API.
     Kubernetes,
     /// A `CiliumEndpoint` or `CiliumNode`.
     CustomResource,
+    /// The labels of a node; see [`Source::is_label`].
+    NodeLabels,
     /// This node itself.
     Local,
+    /// The API server, wherever it is; see [`Source::is_label`].
+    KubeApiserver,
 }
 
 impl Source {
     /// The word that Cilium's API uses.
     pub const fn as_str(self) -> &'static str {
         match self {
-            Self::Generated => "generated",
+            Self::Generated | Self::Policy => "generated",
             Self::Kubernetes => "k8s",
-            Self::CustomResource => "custom-resource",
+            Self::CustomResource | Self::NodeLabels => "custom-resource",
             Self::Local => "local",
+            Self::KubeApiserver => "kube-apiserver",
         }
+    }
+
+    /// Whether it knows only who is behind a prefix, and others know how to get there.
+    pub const fn is_label(self) -> bool {
+        matches!(self, Self::Policy | Self::NodeLabels | Self::KubeApiserver)
     }
 }
 
@@ -99,6 +112,19 @@ impl Ipcache {
         let claimants = self.by_prefix.get(prefix)?;
         let source = claimants.last_key_value()?.0.source;
         claimants.iter().find(|(owner, _)| owner.source == source)
+    }
+
+    /// How packets get to a prefix: as the one who knows that says, for this prefix or for the
+    /// longest one around it.
+    pub fn tunnel(&self, prefix: &IpNet) -> TunnelEndpoint {
+        let around = (0..=prefix.prefix_len()).rev();
+        let around = around.filter_map(|len| IpNet::new(prefix.addr(), len).ok());
+        let mut claims = around.filter_map(|net| {
+            let claimants = self.by_prefix.get(&net.trunc())?;
+            let mut claimants = claimants.iter().rev();
+            claimants.find(|(owner, _)| !owner.source.is_label()).map(|(_, claim)| &claim.tunnel)
+        });
+        claims.next().copied().unwrap_or(TunnelEndpoint::Native)
     }
 
     /// Every prefix that somebody claims.

@@ -23,6 +23,7 @@ pub mod ipam;
 pub mod ipcache;
 pub mod k8s;
 pub mod monitor;
+pub mod policy;
 pub mod ready;
 pub mod relabel;
 pub mod rest;

@@ -15,10 +15,14 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use abi::AddressKey;
-use abi::endpoint::{DeviceEndpoint, EndpointInfo};
+use abi::endpoint::{
+    DeviceEndpoint, ENDPOINT_F_AUDIT, ENDPOINT_F_ENFORCE_EGRESS, ENDPOINT_F_ENFORCE_INGRESS,
+    ENDPOINT_F_LOCKDOWN, EndpointInfo,
+};
 use ipnet::IpNet;
 use kernel::netlink::Route;
 use model::{EndpointId, EndpointState, IdentityId, Mac, NodeName, PodName, TunnelEndpoint};
+use policy::NamedPort;
 use serde::{Deserialize, Serialize};
 use statedb::Row;
 
@@ -36,6 +40,8 @@ pub struct LocalPod {
     pub labels: BTreeMap<String, String>,
     /// Its service account; empty when not known.
     pub service_account: String,
+    /// Names that it gives to ports.
+    pub named_ports: Vec<NamedPort>,
 }
 
 impl Row for LocalPod {
@@ -135,6 +141,8 @@ pub struct ClusterEndpoint {
     pub node: Option<IpAddr>,
     /// Its addresses.
     pub addresses: Vec<IpAddr>,
+    /// Names that it gives to ports.
+    pub named_ports: Vec<NamedPort>,
 }
 
 impl Row for ClusterEndpoint {
@@ -235,6 +243,53 @@ impl Row for Endpoint {
     }
 }
 
+/// What the datapath is told of an endpoint's policy. Written by [`crate::policy`] only; an endpoint
+/// without such a row is in no map yet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EndpointPolicy {
+    /// The endpoint.
+    pub endpoint: EndpointId,
+    /// Where its policy is, see [`abi::policy`].
+    pub slot: u32,
+    /// Which directions are enforced, and how: `ENDPOINT_F_ENFORCE_*` and their like.
+    pub flags: u32,
+    /// Revision of the node's policies that it was made from.
+    pub revision: u64,
+}
+
+impl Row for EndpointPolicy {
+    type Key = EndpointId;
+    const HEADERS: &'static [&'static str] = &["ENDPOINT", "SLOT", "ENFORCED", "REVISION"];
+
+    fn key(&self) -> EndpointId {
+        self.endpoint
+    }
+
+    fn cells(&self) -> Vec<String> {
+        vec![
+            self.endpoint.to_string(),
+            self.slot.to_string(),
+            enforcement(self.flags),
+            self.revision.to_string(),
+        ]
+    }
+}
+
+/// The flags of a policy in words.
+pub fn enforcement(flags: u32) -> String {
+    if flags & ENDPOINT_F_LOCKDOWN != 0 {
+        return "locked-down".to_owned();
+    }
+    let has = |flag| flags & flag != 0;
+    let words = match (has(ENDPOINT_F_ENFORCE_INGRESS), has(ENDPOINT_F_ENFORCE_EGRESS)) {
+        (false, false) => "none",
+        (true, false) => "ingress",
+        (false, true) => "egress",
+        (true, true) => "both",
+    };
+    if has(ENDPOINT_F_AUDIT) { format!("audit-{words}") } else { words.to_owned() }
+}
+
 /// An address of this node itself: what the kernel's stack accepts packets for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HostAddress {
@@ -254,6 +309,30 @@ impl Row for HostAddress {
 
     fn cells(&self) -> Vec<String> {
         vec![self.address.to_string(), self.device.clone()]
+    }
+}
+
+/// A prefix that this node has an identity of its own for. Written by [`crate::policy`] only.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LabelledPrefix {
+    /// The prefix.
+    pub prefix: IpNet,
+    /// Its identity.
+    pub identity: IdentityId,
+    /// Why it has one: a [`Source::is_label`].
+    pub source: Source,
+}
+
+impl Row for LabelledPrefix {
+    type Key = IpNet;
+    const HEADERS: &'static [&'static str] = &["PREFIX", "IDENTITY", "SOURCE"];
+
+    fn key(&self) -> IpNet {
+        self.prefix
+    }
+
+    fn cells(&self) -> Vec<String> {
+        vec![self.prefix.to_string(), self.identity.to_string(), self.source.as_str().to_owned()]
     }
 }
 
@@ -303,7 +382,7 @@ pub struct LocalAddress {
 impl Row for LocalAddress {
     type Key = AddressKey;
     const HEADERS: &'static [&'static str] =
-        &["ADDRESS", "ENDPOINT", "IFINDEX", "FLAGS", "MAC", "NODE-MAC", "IDENTITY"];
+        &["ADDRESS", "ENDPOINT", "IFINDEX", "FLAGS", "MAC", "NODE-MAC", "IDENTITY", "POLICY"];
 
     fn key(&self) -> AddressKey {
         self.address.into()
@@ -319,6 +398,7 @@ impl Row for LocalAddress {
             mac(&info.mac),
             mac(&info.node_mac),
             info.sec_id.to_string(),
+            policy(info.policy_slot, info.flags),
         ]
     }
 }
@@ -335,7 +415,7 @@ pub struct Device {
 impl Row for Device {
     type Key = u32;
     const HEADERS: &'static [&'static str] =
-        &["IFINDEX", "ENDPOINT", "IDENTITY", "IPV4", "IPV6", "MAC", "NODE-MAC"];
+        &["IFINDEX", "ENDPOINT", "IDENTITY", "IPV4", "IPV6", "MAC", "NODE-MAC", "POLICY"];
 
     fn key(&self) -> u32 {
         self.ifindex
@@ -351,6 +431,7 @@ impl Row for Device {
             std::net::Ipv6Addr::from(endpoint.ipv6).to_string(),
             mac(&endpoint.mac),
             mac(&endpoint.node_mac),
+            policy(endpoint.policy_slot, endpoint.flags),
         ]
     }
 }
@@ -380,6 +461,11 @@ impl Row for DesiredRoute {
             text(self.route.mtu.map(|m| m.to_string())),
         ]
     }
+}
+
+/// Slot and enforcement in one cell.
+fn policy(slot: u32, flags: u32) -> String {
+    format!("{slot} {}", enforcement(flags))
 }
 
 fn list<T: ToString>(items: &[T]) -> String {

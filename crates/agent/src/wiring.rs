@@ -26,7 +26,7 @@ use abi::config as datapath_config;
 use abi::conntrack::{self, ticks_of_seconds};
 use abi::names;
 use anyhow::{Context, bail};
-use api::config::{Config, Loaded, MonitorAggregation, RoutingMode};
+use api::config::{AllowLocalhost, Config, Loaded, MonitorAggregation, RoutingMode};
 use api::crd::{CiliumEndpoint, CiliumIdentity, CiliumNode};
 use api::k8s as objects;
 use kernel::datapath::{Datapath, LoadOptions, MapSizes};
@@ -34,7 +34,7 @@ use kernel::netlink::{Netlink, TcHook};
 use kernel::{bpffs, events, requirements};
 use kube::runtime::watcher;
 use kube::{Api, Client};
-use model::{Mac, NodeName};
+use model::{IdentityId, Mac, NodeName};
 use nix::fcntl::{Flock, FlockArg};
 use statedb::job::Group;
 use statedb::reconciler::{Pace, Progress, Target};
@@ -55,14 +55,21 @@ use crate::identity::{Identities, Identity};
 use crate::ipam::Ipam;
 use crate::k8s::{self, convert, watch::reflect};
 use crate::monitor::{self, Monitor};
+use crate::policy;
+use crate::policy::controller::{Adopted, Computed, PolicyOutputs, PolicySources, SharedEngine};
+use crate::policy::engine::Engine;
+use crate::policy::local_identity::LocalIdentities;
+use crate::policy::realize::{PolicyMaps, PolicyTarget, SlotRow};
+use crate::policy::slots::Slots;
+use crate::policy::tables::PolicyIntent;
 use crate::ready::{Pending, Ready};
 use crate::rest::{self, Agent, Socket};
 use crate::startup;
 use crate::tables::{
-    ClusterEndpoint, DesiredRoute, Device, HostAddress, IpcacheEntry, LocalAddress, LocalPod,
-    Namespace, Node,
+    ClusterEndpoint, DesiredRoute, Device, EndpointPolicy, HostAddress, IpcacheEntry,
+    LabelledPrefix, LocalAddress, LocalPod, Namespace, Node,
 };
-use crate::targets::{IpcacheTarget, MapTarget, RouteTarget};
+use crate::targets::{IpcacheTarget, MapTarget, RouteTarget, rows_of_ipcache};
 
 /// How long a plugin that writes to the delete queue may keep us from starting.
 const QUEUE_PATIENCE: Duration = Duration::from_secs(10);
@@ -88,11 +95,12 @@ pub async fn run(loaded: Loaded, name: NodeName) -> anyhow::Result<()> {
 
     // 2 Tables, watches.
     let client = k8s::client(config.k8s_kubeconfig_path.as_deref()).await?;
-    let (ready, maps_written) = Ready::after("the datapath's maps");
-    let intent = watch_kubernetes(&jobs, &client, &name, &ready);
+    let checkpoints = Checkpoints::below(&config.state_dir);
+    let restart = checkpoints.node()?.is_some();
+    let (ready, maps_written) = Ready::after("the datapath's maps", restart);
+    let intent = watch_kubernetes(&jobs, &client, &config, &name, &ready);
 
     // 3 Who are we.
-    let checkpoints = Checkpoints::below(&config.state_dir);
     let own = k8s::node::OwnNode::new(client.clone(), name.clone());
     let netlink = Arc::new(Netlink::new()?);
     let discovered = tokio::select! {
@@ -110,11 +118,15 @@ pub async fn run(loaded: Loaded, name: NodeName) -> anyhow::Result<()> {
     // 5 Controllers, reconcilers.
     let (endpoint_table, endpoint_writer) = Table::new("endpoints");
     let restored_all = endpoint_writer.initializer("restore");
+    let policy_tables = PolicyTables::new();
     let sources = Sources {
         endpoints: endpoint_table.clone(),
         cluster: intent.cluster.clone(),
         nodes: intent.nodes.clone(),
         host: follow_host_addresses(&jobs, &netlink),
+        policies: policy_tables.policies.table().clone(),
+        labelled: policy_tables.labelled.table().clone(),
+        slots: policy_tables.slots.table().clone(),
     };
     let kernel_maps = &datapath.maps;
     let targets = MapTargets {
@@ -124,8 +136,23 @@ pub async fn run(loaded: Loaded, name: NodeName) -> anyhow::Result<()> {
             hosts: kernel_maps.ipcache_hosts.clone(),
             prefixes: kernel_maps.ipcache.clone(),
         },
+        policy: PolicyMaps {
+            entries: kernel_maps.policy.clone(),
+            revisions: kernel_maps.policy_revisions.clone(),
+        },
     };
+    let adopted = targets.adopt(&config.state_dir)?;
     let (maps, routes) = follow_intent(&jobs, &node, &sources, targets);
+    let policy_sources = PolicySources {
+        intent: intent.policy.clone(),
+        identities: intent.identities.table().clone(),
+        cluster: intent.cluster.clone(),
+        nodes: intent.nodes.clone(),
+        pods: intent.pods.clone(),
+        endpoints: endpoint_table.clone(),
+    };
+    let options = policy_options(&config, &node);
+    let policies = follow_policies(&jobs, policy_sources, options, adopted, policy_tables, &maps);
     reconcile(&jobs, &routes, RouteTarget(netlink.clone()));
     let identities =
         Identities::new(Arc::new(k8s::identity::Store::new(client.clone())), intent.identities);
@@ -163,6 +190,7 @@ pub async fn run(loaded: Loaded, name: NodeName) -> anyhow::Result<()> {
         cluster: intent.cluster.clone(),
         routes,
         maps: maps.clone(),
+        policies,
         datapath: datapath.clone(),
         health: jobs.health().clone(),
         monitor: Arc::new(Monitor::default()),
@@ -255,10 +283,17 @@ struct Intent {
     identities: Writer<Identity>,
     nodes: Table<Node>,
     cluster: Table<ClusterEndpoint>,
+    policy: PolicyIntent,
 }
 
 /// Starts a watch per kind of object. The agent is not ready before each has listed once.
-fn watch_kubernetes(jobs: &Group, client: &Client, name: &NodeName, ready: &Ready) -> Intent {
+fn watch_kubernetes(
+    jobs: &Group,
+    client: &Client,
+    config: &Config,
+    name: &NodeName,
+    ready: &Ready,
+) -> Intent {
     let everything = watcher::Config::default;
     let on_this_node = everything().fields(&format!("spec.nodeName={name}"));
     let (pods, pod_writer) = Table::new("pods");
@@ -301,7 +336,8 @@ fn watch_kubernetes(jobs: &Group, client: &Client, name: &NodeName, ready: &Read
         let key = |endpoint: &CiliumEndpoint| convert::pod_name(&endpoint.metadata);
         move |job| reflect(job, api, everything(), cluster_writer, complete, row, key)
     });
-    Intent { pods, namespaces, identities: identity_writer, nodes, cluster }
+    let policy = policy::watch::follow(jobs, client, config, |what| ready.wait_for_cluster(what));
+    Intent { pods, namespaces, identities: identity_writer, nodes, cluster, policy }
 }
 
 /// The promise of a watch to say when it has listed; the agent waits for it.
@@ -312,7 +348,7 @@ fn listed<R: Row>(
     ready: &Ready,
     what: &'static str,
 ) -> Initializer<R> {
-    let pending = ready.wait_for(what);
+    let pending = ready.wait_for_cluster(what);
     let table = table.clone();
     jobs.spawn(format!("list-{what}"), |job| async move {
         tokio::select! {
@@ -487,6 +523,112 @@ pub struct MapTargets {
     pub devices: MapTarget<Device>,
     /// Both tables of the ipcache.
     pub ipcache: IpcacheTarget,
+    /// Slots of policies, and their revisions.
+    pub policy: PolicyMaps,
+}
+
+/// What the agent before us left of policy.
+pub struct AdoptedPolicy {
+    adopted: Adopted,
+    identities: LocalIdentities,
+}
+
+impl MapTargets {
+    /// Reads what the agent before us left in the maps and below `state_dir`.
+    pub fn adopt(&self, state_dir: &Path) -> anyhow::Result<AdoptedPolicy> {
+        let adopted = Adopted::read(&self.policy, &*self.devices.0)?;
+        let rows = rows_of_ipcache(&*self.ipcache.hosts, &*self.ipcache.prefixes)?;
+        let in_maps = rows.into_iter().map(|(_, info)| IdentityId(info.sec_identity));
+        Ok(AdoptedPolicy { adopted, identities: LocalIdentities::restore(state_dir, in_maps)? })
+    }
+}
+
+/// The right to write what policy computes.
+pub struct PolicyTables {
+    /// Slots of the policy maps.
+    pub slots: Writer<SlotRow>,
+    /// What the rows of endpoints say of policy.
+    pub policies: Writer<EndpointPolicy>,
+    /// Prefixes that have an identity of their own.
+    pub labelled: Writer<LabelledPrefix>,
+}
+
+impl PolicyTables {
+    /// Empty tables.
+    #[expect(clippy::new_without_default, reason = "a table is somebody's, not a value")]
+    pub fn new() -> Self {
+        Self {
+            slots: Table::new("policy-slots").1,
+            policies: Table::new("endpoint-policies").1,
+            labelled: Table::new("labelled-prefixes").1,
+        }
+    }
+}
+
+/// Policy as the rest of the agent sees it.
+#[derive(Clone)]
+pub struct Policies {
+    /// Computes, and explains.
+    pub engine: SharedEngine,
+    /// What the rows of endpoints say of policy.
+    pub table: Table<EndpointPolicy>,
+    /// What the kernel has.
+    pub realised: watch::Receiver<Computed>,
+}
+
+/// From policies, and what they speak of, to the tables that [`follow_intent`] reads.
+pub fn follow_policies(
+    jobs: &Group,
+    sources: PolicySources,
+    options: policy::engine::Options,
+    adopted: AdoptedPolicy,
+    tables: PolicyTables,
+    maps: &MapProgress,
+) -> Policies {
+    let AdoptedPolicy { adopted, identities } = adopted;
+    let mut slots = Slots::new(names::POLICY_REVISIONS.max_entries);
+    for (slot, content) in &adopted.contents {
+        slots.adopt(*slot, Arc::clone(content));
+    }
+    let engine = SharedEngine::new(Engine::new(options, identities, slots));
+    let (realised, realised_reader) = watch::channel(Computed::default());
+    let table = tables.policies.table().clone();
+    let (labelled, endpoints) = (tables.labelled.table().clone(), sources.endpoints.clone());
+    let outputs = PolicyOutputs::new(tables.slots, tables.policies, tables.labelled);
+    let computed = outputs.computed();
+    let (shared, progress, rows) = (engine.clone(), maps.clone(), table.clone());
+    jobs.spawn("policy", |job| {
+        policy::controller::run(job, sources, adopted, shared, outputs, progress)
+    });
+    let progress = maps.clone();
+    jobs.spawn("policy-realised", |job| {
+        policy::controller::run_realised(
+            job, computed, rows, labelled, endpoints, progress, realised,
+        )
+    });
+    Policies { engine, table, realised: realised_reader }
+}
+
+/// What policy is told of the configuration and of this node.
+pub fn policy_options(config: &Config, node: &LocalNode) -> policy::engine::Options {
+    policy::engine::Options {
+        repository: ::policy::Config {
+            mode: policy::enforcement_mode(config.enable_policy),
+            cluster_name: config.cluster_name.clone(),
+            cluster_id: config.cluster_id,
+            allow_localhost: config.allow_localhost != AllowLocalhost::Policy,
+            host_firewall: config.enable_host_firewall,
+            dual_stack: config.enable_ipv4 && config.enable_ipv6,
+        },
+        entries_max: config.bpf_policy_map_max as usize,
+        lockdown: config.enable_endpoint_lockdown_on_policy_overflow,
+        audit: config.policy_audit_mode,
+        node_identities: config.enable_node_selector_labels,
+        node: node.name.clone(),
+        node_addresses: node.addresses.clone(),
+        host_endpoint: model::EndpointId::new(node.host_endpoint_id)
+            .expect("the node's own endpoint has a number"),
+    }
 }
 
 /// Controllers, and the reconcilers of maps: from the intent tables to the datapath. Tests enter
@@ -517,6 +659,8 @@ pub fn follow_intent(
         addresses: reconcile(jobs, &address_table, targets.addresses),
         devices: reconcile(jobs, &device_table, targets.devices),
         ipcache: reconcile(jobs, &ipcache_table, targets.ipcache),
+        policy: reconcile(jobs, &sources.slots, PolicyTarget::new(targets.policy)),
+        policy_table: sources.slots.clone(),
         address_table,
         device_table,
         ipcache_table,

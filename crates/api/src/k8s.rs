@@ -49,6 +49,16 @@ resource!(Pod, kube::core::NamespaceResourceScope, "", "v1", "Pod", "pods");
 resource!(Node, kube::core::ClusterResourceScope, "", "v1", "Node", "nodes");
 resource!(Namespace, kube::core::ClusterResourceScope, "", "v1", "Namespace", "namespaces");
 
+resource!(Service, kube::core::NamespaceResourceScope, "", "v1", "Service", "services");
+resource!(
+    EndpointSlice,
+    kube::core::NamespaceResourceScope,
+    "discovery.k8s.io",
+    "v1",
+    "EndpointSlice",
+    "endpointslices"
+);
+
 /// Drops what no one here reads and is often the largest part of an object. For use with
 /// `kube::runtime::WatchStreamExt::modify`.
 pub fn slim_metadata(meta: &mut ObjectMeta) {
@@ -95,6 +105,28 @@ pub struct PodSpec {
     pub service_account_name: String,
     /// Whether it shares the node's network namespace.
     pub host_network: bool,
+    /// Its containers.
+    pub containers: Vec<Container>,
+}
+
+/// A container of a pod.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Container {
+    /// Ports that it says it listens on.
+    pub ports: Vec<ContainerPort>,
+}
+
+/// A port that a container says it listens on.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ContainerPort {
+    /// Its name; empty where it has none.
+    pub name: String,
+    /// Its number.
+    pub container_port: u16,
+    /// `TCP`, `UDP` or `SCTP`; empty is TCP.
+    pub protocol: String,
 }
 
 /// How a pod is.
@@ -184,6 +216,56 @@ impl Node {
 pub struct Namespace {
     /// Name and labels.
     pub metadata: ObjectMeta,
+}
+
+/// A service.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Service {
+    /// Name, namespace, labels.
+    pub metadata: ObjectMeta,
+    /// What is asked.
+    #[serde(default)]
+    pub spec: ServiceSpec,
+}
+
+/// What is asked of a service.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ServiceSpec {
+    /// Labels of the pods behind it; without any, somebody else says who is behind it.
+    #[serde(deserialize_with = "null_is_empty")]
+    pub selector: BTreeMap<String, String>,
+}
+
+/// Some of the addresses behind a service.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct EndpointSlice {
+    /// Name, namespace, labels.
+    pub metadata: ObjectMeta,
+    /// The addresses.
+    #[serde(default, deserialize_with = "null_is_empty")]
+    pub endpoints: Vec<SliceEndpoint>,
+}
+
+/// Label of an [`EndpointSlice`]: the name of its service.
+pub const LABEL_SERVICE_NAME: &str = "kubernetes.io/service-name";
+
+/// An element of an [`EndpointSlice`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct SliceEndpoint {
+    /// Its addresses.
+    #[serde(deserialize_with = "null_is_empty")]
+    pub addresses: Vec<String>,
+}
+
+/// Some servers write `null` for what is empty.
+fn null_is_empty<'de, D, T>(deserializer: D) -> Result<T, D::Error>
+where
+    D: serde::Deserializer<'de>,
+    T: Default + Deserialize<'de>,
+{
+    Option::<T>::deserialize(deserializer).map(Option::unwrap_or_default)
 }
 
 #[cfg(test)]

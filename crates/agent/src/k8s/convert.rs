@@ -9,6 +9,7 @@ use ipnet::IpNet;
 use kube::ResourceExt;
 use kube::api::ObjectMeta;
 use model::{IdentityId, NodeName, PodName};
+use policy::{NamedPort, Protocol};
 
 use crate::identity::Identity;
 use crate::tables::{ClusterEndpoint, LocalPod, Namespace, Node};
@@ -27,7 +28,26 @@ pub fn local_pod(pod: &k8s::Pod) -> Option<LocalPod> {
         uid: pod.uid().unwrap_or_default(),
         labels: labels(&pod.metadata).clone(),
         service_account: pod.spec.service_account_name.clone(),
+        named_ports: container_ports(pod),
     })
+}
+
+/// The ports of a pod's containers that have names.
+fn container_ports(pod: &k8s::Pod) -> Vec<NamedPort> {
+    let ports = pod.spec.containers.iter().flat_map(|container| &container.ports);
+    let mut named: Vec<NamedPort> = ports
+        .filter_map(|port| named_port(&port.name, &port.protocol, port.container_port))
+        .collect();
+    named.sort();
+    named.dedup();
+    named
+}
+
+/// A port that has a name and a protocol that we know; without a word it is TCP.
+fn named_port(name: &str, protocol: &str, port: u16) -> Option<NamedPort> {
+    let protocol = if protocol.is_empty() { "TCP" } else { protocol };
+    let protocol = Protocol::named(&protocol.to_ascii_uppercase())?;
+    (!name.is_empty()).then(|| NamedPort { name: name.to_ascii_lowercase().into(), protocol, port })
 }
 
 /// A namespace.
@@ -67,6 +87,11 @@ pub fn cluster_endpoint(endpoint: &CiliumEndpoint) -> ClusterEndpoint {
         state: status.state.clone(),
         node: networking.and_then(|n| n.node.parse().ok()),
         addresses: texts.filter_map(|text| text.parse().ok()).collect(),
+        named_ports: status
+            .named_ports
+            .iter()
+            .filter_map(|port| named_port(&port.name, &port.protocol, port.port))
+            .collect(),
     }
 }
 

@@ -9,13 +9,14 @@ use std::sync::Arc;
 
 use api::crd::{
     AddressPair, CiliumEndpoint, EndpointIdentity, EndpointNetworking, EndpointStatus,
-    ExternalIdentifiers, FIELD_MANAGER_AGENT,
+    ExternalIdentifiers, FIELD_MANAGER_AGENT, NamedPort as ApiNamedPort,
 };
 use futures::StreamExt;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
 use kube::{Api, Client};
 use model::{EndpointState, IdentityId, Labels, PodName};
+use policy::NamedPort;
 use statedb::job::Job;
 use statedb::reconciler::TargetError;
 use statedb::{Initializer, Outcome, Plan, Row, Snapshot, Table, Target, Writer};
@@ -52,6 +53,8 @@ pub struct PublishedEndpoint {
     pub container_id: String,
     /// Its service account.
     pub service_account: String,
+    /// Names that it gives to ports.
+    pub named_ports: Vec<NamedPort>,
 }
 
 impl Row for PublishedEndpoint {
@@ -107,6 +110,7 @@ fn publish(
         attachment: spec.attachment(),
         container_id: spec.container_id.clone(),
         service_account: pod.map(|pod| pod.service_account.clone()).unwrap_or_default(),
+        named_ports: pod.map(|pod| pod.named_ports.clone()).unwrap_or_default(),
     }
 }
 
@@ -148,7 +152,8 @@ pub struct Published(PublishedEndpoint);
 impl PartialEq for Published {
     fn eq(&self, other: &Self) -> bool {
         let key = |row: &PublishedEndpoint| {
-            (row.endpoint_id, row.identity, row.addresses.clone(), row.node, row.state)
+            let ports = row.named_ports.clone();
+            (row.endpoint_id, row.identity, row.addresses.clone(), row.node, row.state, ports)
         };
         key(&self.0) == key(&other.0)
     }
@@ -220,6 +225,7 @@ fn from_cluster(row: &ClusterEndpoint, node: IpAddr) -> PublishedEndpoint {
         attachment: String::new(),
         container_id: String::new(),
         service_account: String::new(),
+        named_ports: row.named_ports.clone(),
     }
 }
 
@@ -295,6 +301,15 @@ fn status(row: &PublishedEndpoint) -> EndpointStatus {
             pod_name: row.pod.to_string(),
         },
         service_account: row.service_account.clone(),
+        named_ports: row
+            .named_ports
+            .iter()
+            .map(|port| ApiNamedPort {
+                name: port.name.to_string(),
+                port: port.port,
+                protocol: port.protocol.to_string(),
+            })
+            .collect(),
         ..EndpointStatus::default()
     }
 }

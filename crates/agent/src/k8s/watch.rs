@@ -20,13 +20,14 @@ const RECONNECT_MIN: Duration = Duration::from_millis(100);
 const RECONNECT_MAX: Duration = Duration::from_secs(5);
 
 /// Follows the objects of `api` until told to stop. `convert` may refuse an object, which then is
-/// as if it did not exist. After a list the table is exactly what was listed.
+/// as if it did not exist. After a list the table is exactly what was listed. `complete` is told of the
+/// first one.
 pub async fn reflect<K, R>(
     job: Job,
     api: Api<K>,
     config: watcher::Config,
     writer: Writer<R>,
-    complete: Initializer<R>,
+    complete: impl Into<Option<Initializer<R>>>,
     convert: impl Fn(&K) -> Option<R> + Send + 'static,
     key: impl Fn(&K) -> R::Key + Send + 'static,
 ) -> Result<(), String>
@@ -36,7 +37,7 @@ where
 {
     let mut events = watcher(api, config).backoff(Reconnect::default()).boxed();
     let mut listed = Vec::new();
-    let mut complete = Some(complete);
+    let mut complete = complete.into();
     let mut told: Option<String> = None;
     loop {
         let event = tokio::select! {

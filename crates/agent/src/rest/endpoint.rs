@@ -22,7 +22,7 @@ use crate::k8s::watch::chain;
 use crate::tables::{Endpoint, EndpointSpec};
 
 /// How long a plugin waits for an agent that is starting before it is sent away.
-const READY_PATIENCE: Duration = Duration::from_secs(10);
+const READY_PATIENCE: Duration = Duration::from_secs(15);
 
 /// `GET /endpoint`
 pub(super) async fn list(State(agent): Shared) -> Json<Vec<ApiEndpoint>> {
@@ -45,7 +45,7 @@ pub(super) async fn create(
     Json(request): Json<EndpointChangeRequest>,
 ) -> Result<Response, Refused> {
     let which: EndpointRef = id.parse().map_err(Refused::bad_request)?;
-    if tokio::time::timeout(READY_PATIENCE, agent.ready.reached()).await.is_err() {
+    if !agent.ready.serves(READY_PATIENCE).await {
         let message = format!("the agent is not ready: {}", agent.ready.reason());
         return Err(Refused::new(StatusCode::SERVICE_UNAVAILABLE, message));
     }
@@ -195,7 +195,7 @@ fn parse_labels(texts: &[String]) -> Result<Labels, Refused> {
 fn describe(agent: &Agent, endpoint: &Endpoint) -> ApiEndpoint {
     let spec = &endpoint.spec;
     let pod = spec.pod().map(|pod| pod.to_string()).unwrap_or_default();
-    let policy = EndpointPolicy { policy_enabled: "none".to_owned(), policy_revision: 0 };
+    let policy = EndpointPolicy { policy_enabled: "none".to_owned(), ..EndpointPolicy::default() };
     ApiEndpoint {
         id: endpoint.id.number().into(),
         status: EndpointStatus {

@@ -35,6 +35,7 @@ use crate::health::Prober;
 use crate::monitor::Monitor;
 use crate::ready::Ready;
 use crate::tables::{ClusterEndpoint, DesiredRoute, Node};
+use crate::wiring::Policies;
 
 /// Everything that handlers look at.
 pub struct Agent {
@@ -54,6 +55,8 @@ pub struct Agent {
     pub routes: Table<DesiredRoute>,
     /// How the maps progress.
     pub maps: MapProgress,
+    /// Policies, and what they come to.
+    pub policies: Policies,
     /// The loaded programs and their maps.
     pub datapath: Arc<Datapath>,
     /// Health of the agent's jobs.

@@ -41,6 +41,11 @@ pub(super) async fn health_probe(State(agent): Shared) -> (StatusCode, Json<Stat
 
 /// The agent in one word: not ready is a failure, a job in trouble is a warning.
 fn sum(agent: &Agent) -> Status {
+    if agent.ready.serves_without_cluster() {
+        let reason = agent.ready.reason();
+        let words = format!("{reason}; pods are connected with what was known before the restart");
+        return Status::new(StatusState::Warning, words);
+    }
     if !agent.ready.is_ready() {
         return Status::new(StatusState::Failure, agent.ready.reason());
     }

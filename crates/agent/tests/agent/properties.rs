@@ -62,6 +62,7 @@ fn local_pod(number: u8, label: u8) -> LocalPod {
         uid: String::new(),
         labels: [("app".to_owned(), label.to_string())].into(),
         service_account: String::new(),
+        named_ports: Vec::new(),
     }
 }
 
@@ -97,6 +98,7 @@ async fn take(step: Step, world: &mut World, machine: &Machine, next_ifindex: &m
                 state: "ready".to_owned(),
                 node: Some(IpAddr::from([172, 18, 1, 2 + node])),
                 addresses: vec![IpAddr::from([10, 0, 2 + node, number])],
+                named_ports: Vec::new(),
             });
         }
         Step::RemotePodGone(number) => {
@@ -147,15 +149,18 @@ async fn check_end_state(world: &mut World, machine: &Machine) {
 
     let endpoints = world.endpoints.table().snapshot();
     let host = world.host.table().snapshot();
-    let mut lxc: Vec<_> = local_addresses(&world.node, &endpoints, &host);
+    let policies = world.policies.table.snapshot();
+    let mut lxc: Vec<_> = local_addresses(&world.node, &endpoints, &policies, &host);
     lxc.sort_by_key(Row::key);
     let expected: Vec<_> = lxc.into_iter().map(|row| (row.key(), row.info)).collect();
     let mut actual = machine.maps.lxc.entries().unwrap();
     actual.sort_by_key(|(key, _)| *key);
     assert_eq!(actual, expected, "cilium_lxc");
 
-    let expected: Vec<_> =
-        devices(&endpoints).into_iter().map(|row| (row.ifindex, row.endpoint)).collect();
+    let expected: Vec<_> = devices(&world.node, &endpoints, &policies)
+        .into_iter()
+        .map(|row| (row.ifindex, row.endpoint))
+        .collect();
     let mut actual = machine.maps.devices.entries().unwrap();
     actual.sort_by_key(|(ifindex, _)| *ifindex);
     let by_ifindex = |mut rows: Vec<_>| {
@@ -165,12 +170,14 @@ async fn check_end_state(world: &mut World, machine: &Machine) {
     assert_eq!(actual, by_ifindex(expected), "cilium_lxc_devices");
 
     let (mut controller, mut prefixes) = IpcacheController::new(world.node.clone());
-    prefixes.extend(controller.apply(&IpcacheChanges {
+    let changes = IpcacheChanges {
         endpoints: world.endpoints.table().changes().take(),
         cluster: world.cluster.table().changes().take(),
         nodes: world.nodes.table().changes().take(),
         host: world.host.table().changes().take(),
-    }));
+        labelled: Vec::new(),
+    };
+    prefixes.extend(controller.apply(&changes, &world.cluster.table().snapshot()));
     let rows = prefixes.iter().filter_map(|prefix| controller.row(prefix));
     let expected: Vec<_> = rows.map(|row| (row.prefix, map_value(&row))).collect();
     let mut actual = rows_of_ipcache(&*machine.maps.hosts, &*machine.maps.prefixes).unwrap();

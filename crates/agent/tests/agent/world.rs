@@ -11,18 +11,25 @@ use std::time::{Duration, Instant};
 use abi::AddressKey;
 use abi::endpoint::{DeviceEndpoint, EndpointInfo};
 use abi::ipcache::{IpcacheKey, RemoteEndpointInfo};
+use abi::policy::{PolicyEntry, PolicyKey, PolicySlot};
 use agent::checkpoint::Checkpoints;
 use agent::controllers::{LocalNode, Sources, Uplink};
 use agent::endpoint::{CreateError, DeviceError, Devices, Endpoints, LabelRules, Parts, PodSource};
 use agent::identity::{Created, Identities, Identity, IdentityStore, StoreError};
 use agent::ipam::{Families, Ipam};
 use agent::k8s::endpoint::{PublishedEndpoint, published};
+use agent::policy::controller::PolicySources;
+use agent::policy::realize::PolicyMaps;
+use agent::policy::tables::{PolicyIntent, PolicyWriters};
 use agent::tables::{
     ClusterEndpoint, DesiredRoute, Device, Endpoint, EndpointSpec, HostAddress, LocalAddress,
     LocalPod, Namespace, Node,
 };
 use agent::targets::{IpcacheTarget, MapTarget, rows_of_ipcache};
-use agent::wiring::{MapTargets, follow_intent};
+use agent::wiring::{
+    MapTargets, Policies, PolicyTables, follow_intent, follow_policies, policy_options,
+};
+use api::config::Config;
 use futures::future::BoxFuture;
 use kernel::map::{FakeMap, Map};
 use model::{EndpointId, IdentityId, LabelFilter, Labels, Mac, PodName};
@@ -36,6 +43,8 @@ pub(crate) struct Maps {
     pub(crate) devices: Arc<FakeMap<u32, DeviceEndpoint>>,
     pub(crate) hosts: Arc<FakeMap<AddressKey, RemoteEndpointInfo>>,
     pub(crate) prefixes: Arc<FakeMap<IpcacheKey, RemoteEndpointInfo>>,
+    pub(crate) policy: Arc<FakeMap<PolicyKey, PolicyEntry>>,
+    pub(crate) revisions: Arc<FakeMap<u32, PolicySlot>>,
 }
 
 impl Maps {
@@ -45,6 +54,8 @@ impl Maps {
             devices: Arc::new(FakeMap::new("lxc-devices", 64)),
             hosts: Arc::new(FakeMap::new("ipcache-hosts", 64)),
             prefixes: Arc::new(FakeMap::new("ipcache", 64)),
+            policy: Arc::new(FakeMap::new("policy", 64)),
+            revisions: Arc::new(FakeMap::new("policy-revisions", 64)),
         }
     }
 
@@ -54,6 +65,8 @@ impl Maps {
         self.devices.fail_every(nth);
         self.hosts.fail_every(nth);
         self.prefixes.fail_every(nth);
+        self.policy.fail_every(nth);
+        self.revisions.fail_every(nth);
     }
 
     pub(crate) fn heal(&self) {
@@ -61,6 +74,8 @@ impl Maps {
         self.devices.heal();
         self.hosts.heal();
         self.prefixes.heal();
+        self.policy.heal();
+        self.revisions.heal();
     }
 
     /// What the kernel holds, as text.
@@ -177,9 +192,15 @@ pub(crate) struct Machine {
     pub(crate) store: FakeStore,
     pub(crate) state_dir: PathBuf,
     pub(crate) tunnel: bool,
+    pub(crate) config: Config,
 }
 
 impl Machine {
+    /// The policy options of an agent on this machine.
+    fn policy_options(&self, node: &LocalNode) -> agent::policy::engine::Options {
+        policy_options(&self.config, node)
+    }
+
     pub(crate) fn new(name: &str) -> Self {
         let state_dir = std::env::temp_dir().join(format!("agent-{name}-{}", std::process::id()));
         let _ = std::fs::remove_dir_all(&state_dir);
@@ -189,6 +210,7 @@ impl Machine {
             store: FakeStore::default(),
             state_dir,
             tunnel: true,
+            config: Config { cluster_name: "test".to_owned(), ..Config::default() },
         }
     }
 }
@@ -209,6 +231,8 @@ pub(crate) struct World {
     pub(crate) cluster: Writer<ClusterEndpoint>,
     pub(crate) identities: Writer<Identity>,
     pub(crate) host: Writer<HostAddress>,
+    pub(crate) policy: PolicyWriters,
+    pub(crate) policies: Policies,
     pub(crate) endpoints: Arc<Endpoints>,
     pub(crate) routes: Table<DesiredRoute>,
     unsynchronised: Option<Unsynchronised>,
@@ -271,7 +295,16 @@ impl World {
         }
         let (endpoint_table, endpoint_writer) = Table::new("endpoints");
         let restored = endpoint_writer.initializer("restore");
-        let sources = Sources { endpoints: endpoint_table, cluster, nodes: nodes.clone(), host };
+        let policy_tables = PolicyTables::new();
+        let sources = Sources {
+            endpoints: endpoint_table.clone(),
+            cluster: cluster.clone(),
+            nodes: nodes.clone(),
+            host,
+            policies: policy_tables.policies.table().clone(),
+            labelled: policy_tables.labelled.table().clone(),
+            slots: policy_tables.slots.table().clone(),
+        };
         let targets = MapTargets {
             addresses: MapTarget(machine.maps.lxc.clone()),
             devices: MapTarget(machine.maps.devices.clone()),
@@ -279,8 +312,30 @@ impl World {
                 hosts: machine.maps.hosts.clone(),
                 prefixes: machine.maps.prefixes.clone(),
             },
+            policy: PolicyMaps {
+                entries: machine.maps.policy.clone(),
+                revisions: machine.maps.revisions.clone(),
+            },
         };
+        // An agent that cannot read what was left ends, and is started again until it can.
+        let adopted = targets.adopt(&machine.state_dir).or_else(|_| {
+            machine.maps.heal();
+            targets.adopt(&machine.state_dir)
+        });
+        let adopted = adopted.unwrap();
         let (maps, routes) = follow_intent(&jobs, &node, &sources, targets);
+        let (intent, policy) = PolicyIntent::new();
+        let policy_sources = PolicySources {
+            intent,
+            identities: identity_writer.table().clone(),
+            cluster,
+            nodes: nodes.clone(),
+            pods: pods.clone(),
+            endpoints: endpoint_table,
+        };
+        let options = machine.policy_options(&node);
+        let policies =
+            follow_policies(&jobs, policy_sources, options, adopted, policy_tables, &maps);
         let mut ipam = Ipam::new(&node.pod_cidrs, true, true);
         for router in &node.routers {
             ipam.take(*router, "router", Instant::now()).unwrap();
@@ -322,6 +377,8 @@ impl World {
             cluster: cluster_writer,
             identities: identity_writer,
             host: host_writer,
+            policy,
+            policies,
             endpoints,
             routes,
             unsynchronised,

@@ -37,8 +37,10 @@ impl std::fmt::Display for SchemaVersion {
 
 /// The manifests of all custom resources that we use.
 pub fn crds() -> Vec<CustomResourceDefinition> {
+    let policies = [cilium_policy(), cilium_clusterwide_policy(), cilium_cidr_group()];
     [cilium_node(), cilium_endpoint(), cilium_identity()]
         .into_iter()
+        .chain(policies)
         .map(|manifest| serde_json::from_value(manifest).expect("the manifests are valid"))
         .collect()
 }
@@ -174,6 +176,51 @@ fn cilium_identity() -> Value {
     )
 }
 
+/// Columns of both policies.
+fn policy_columns() -> [Value; 2] {
+    let valid = ".status.conditions[?(@.type==\"Valid\")].status";
+    [age(), column("Valid", "string", valid, "Whether it was accepted")]
+}
+
+fn cilium_policy() -> Value {
+    manifest(
+        &Names {
+            kind: "CiliumNetworkPolicy",
+            plural: "ciliumnetworkpolicies",
+            short: &["cnp", "ciliumnp"],
+            scope: "Namespaced",
+        },
+        &policy_columns(),
+        &schema::cilium_policy(),
+    )
+}
+
+fn cilium_clusterwide_policy() -> Value {
+    manifest(
+        &Names {
+            kind: "CiliumClusterwideNetworkPolicy",
+            plural: "ciliumclusterwidenetworkpolicies",
+            short: &["ccnp"],
+            scope: "Cluster",
+        },
+        &policy_columns(),
+        &schema::cilium_policy(),
+    )
+}
+
+fn cilium_cidr_group() -> Value {
+    manifest(
+        &Names {
+            kind: "CiliumCIDRGroup",
+            plural: "ciliumcidrgroups",
+            short: &["ccg"],
+            scope: "Cluster",
+        },
+        &[age()],
+        &schema::cilium_cidr_group(),
+    )
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -184,7 +231,14 @@ mod tests {
         let names: Vec<_> = crds.iter().map(|crd| crd.metadata.name.as_deref().unwrap()).collect();
         assert_eq!(
             names,
-            ["ciliumnodes.cilium.io", "ciliumendpoints.cilium.io", "ciliumidentities.cilium.io"]
+            [
+                "ciliumnodes.cilium.io",
+                "ciliumendpoints.cilium.io",
+                "ciliumidentities.cilium.io",
+                "ciliumnetworkpolicies.cilium.io",
+                "ciliumclusterwidenetworkpolicies.cilium.io",
+                "ciliumcidrgroups.cilium.io",
+            ]
         );
         for crd in &crds {
             assert_eq!(SchemaVersion::of(crd), SCHEMA_VERSION);
