@@ -13,14 +13,17 @@
 
 #![deny(missing_docs)]
 
+pub mod client;
 pub mod directory;
 mod event;
 pub mod filter;
 pub mod mask;
 pub mod message;
+pub mod observer;
 mod packet;
 pub mod ring;
 mod row;
+pub mod server;
 
 pub use directory::{Directory, Peer};
 pub use event::{

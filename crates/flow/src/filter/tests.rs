@@ -262,8 +262,7 @@ fn deep_expressions_do_not_exhaust_the_stack() {
             around(n, "[1].all(x, ", "true", ")"),
             format!("_flow{} == 1", ".source".repeat(n)),
         ] {
-            let experimental =
-                api::hubble::flow::flow_filter::Experimental { cel_expression: vec![text] };
+            let experimental = flow::flow_filter::Experimental { cel_expression: vec![text] };
             let filter = FlowFilter { experimental: Some(experimental), ..FlowFilter::default() };
             if let Ok(filter) = Filter::new(&filter) {
                 filter.matches(&Flow::default());

@@ -1,0 +1,6 @@
+//! Hubble's servers, asked by clients that were made from the `.proto` files.
+
+mod golden;
+mod server;
+mod support;
+mod tls;
