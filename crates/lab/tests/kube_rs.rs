@@ -5,6 +5,7 @@ use std::time::Duration;
 use futures::{StreamExt as _, TryStreamExt as _};
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Pod};
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::api::{
     Api, DeleteParams, ListParams, Patch, PatchParams, PostParams, WatchEvent, WatchParams,
 };
@@ -287,9 +288,7 @@ async fn the_state_outlives_the_process() {
     let cluster = Cluster::start(config()).await;
     let definitions: Api<kube::core::DynamicObject> = Api::all_with(
         cluster.client.clone(),
-        &kube::core::ApiResource::erase::<
-            k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition,
-        >(&()),
+        &kube::core::ApiResource::erase::<CustomResourceDefinition>(&()),
     );
     let definition = json!({ "metadata": { "name": "things.example.com" }, "spec": {
         "group": "example.com", "scope": "Cluster", "names": { "plural": "things", "kind": "Thing" },
@@ -369,5 +368,95 @@ async fn many_watches_see_every_write_in_order() {
     let told = tokio::time::timeout(6 * PATIENCE, watches.join_all()).await.expect("all is told");
     println!("{rate:.0} writes/s with {WATCHES} watches");
     assert!(told.iter().all(|one| one == &told[0]), "all watches see the same order");
+    cluster.server.shutdown().await;
+}
+
+/// A definition of `things.example.com` whose objects have this specification.
+fn definition_of_things(spec: Value) -> Value {
+    json!({ "metadata": { "name": "things.example.com" }, "spec": {
+        "group": "example.com", "scope": "Cluster", "names": { "plural": "things", "kind": "Thing" },
+        "versions": [{ "name": "v1", "served": true, "storage": true,
+            "schema": { "openAPIV3Schema": { "type": "object", "properties": { "spec": spec } } } }] } })
+}
+
+fn things(client: &Client) -> Api<kube::core::DynamicObject> {
+    let gvk = kube::core::GroupVersionKind::gvk("example.com", "v1", "Thing");
+    Api::all_with(client.clone(), &kube::core::ApiResource::from_gvk_with_plural(&gvk, "things"))
+}
+
+fn thing(value: Value) -> kube::core::DynamicObject {
+    serde_json::from_value(value).unwrap()
+}
+
+#[tokio::test]
+async fn a_definition_waits_for_its_last_object() {
+    let cluster = Cluster::start(Config::default()).await;
+    let definitions: Api<CustomResourceDefinition> = Api::all(cluster.client.clone());
+    let definition = definition_of_things(json!({ "type": "object" }));
+    let definition = serde_json::from_value(definition).unwrap();
+    definitions.create(&PostParams::default(), &definition).await.unwrap();
+    let things = things(&cluster.client);
+    let held = json!({ "apiVersion": "example.com/v1", "kind": "Thing",
+        "metadata": { "name": "held", "finalizers": ["example.com/hold"] } });
+    things.create(&PostParams::default(), &thing(held)).await.unwrap();
+    definitions.delete("things.example.com", &DeleteParams::default()).await.unwrap();
+    // The object is told to go, and is still there for whoever holds it.
+    let going = async {
+        while things.get("held").await.unwrap().metadata.deletion_timestamp.is_none() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, going).await.expect("the object is deleted");
+    let left = definitions.get("things.example.com").await.unwrap();
+    let conditions = left.status.unwrap().conditions.unwrap();
+    assert!(conditions.iter().any(|one| one.type_ == "Terminating" && one.status == "True"));
+    let more =
+        json!({ "apiVersion": "example.com/v1", "kind": "Thing", "metadata": { "name": "more" } });
+    let refused = things.create(&PostParams::default(), &thing(more)).await.unwrap_err();
+    assert_eq!(code(&refused), 405);
+    let release = json!({ "metadata": { "finalizers": null } });
+    things.patch("held", &PatchParams::default(), &Patch::Merge(release)).await.unwrap();
+    let gone = async {
+        while definitions.get_opt("things.example.com").await.unwrap().is_some() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, gone).await.expect("the definition goes");
+    assert_eq!(code(&things.list(&ListParams::default()).await.unwrap_err()), 404);
+    cluster.server.shutdown().await;
+}
+
+#[tokio::test]
+async fn rules_of_definitions_are_asked() {
+    let cluster = Cluster::start(Config::default()).await;
+    let definitions: Api<CustomResourceDefinition> = Api::all(cluster.client.clone());
+    let with = |rule: &str| {
+        let spec = json!({ "type": "object", "properties": { "name": { "type": "string" }, "cidr": { "type": "string" } },
+            "x-kubernetes-validations": [
+                { "rule": rule, "message": "name is immutable" },
+                { "rule": "!has(self.cidr) || isCIDR(self.cidr)", "fieldPath": ".cidr", "messageExpression": "self.cidr + ' is no prefix'" }] });
+        serde_json::from_value::<CustomResourceDefinition>(definition_of_things(spec)).unwrap()
+    };
+    let broken = definitions.create(&PostParams::default(), &with("self.nothing == 1")).await;
+    let Err(kube::Error::Api(status)) = broken else { panic!("a broken rule is accepted") };
+    assert_eq!(status.code, 422);
+    assert!(status.message.contains("spec.versions[0].schema.openAPIV3Schema.properties[spec].x-kubernetes-validations[0].rule: Invalid value"), "{}", status.message);
+    assert!(status.message.contains("undefined field 'nothing'"), "{}", status.message);
+    definitions.create(&PostParams::default(), &with("self.name == oldSelf.name")).await.unwrap();
+
+    let things = things(&cluster.client);
+    let named = |name: &str, cidr: &str| {
+        thing(
+            json!({ "apiVersion": "example.com/v1", "kind": "Thing", "metadata": { "name": "t" }, "spec": { "name": name, "cidr": cidr } }),
+        )
+    };
+    let refused = things.create(&PostParams::default(), &named("a", "10.0.0.0")).await.unwrap_err();
+    let words = r#"Thing.example.com "t" is invalid: spec.cidr: Invalid value: "object": 10.0.0.0 is no prefix"#;
+    assert!(matches!(&refused, kube::Error::Api(status) if status.message == words), "{refused}");
+    things.create(&PostParams::default(), &named("a", "10.0.0.0/8")).await.unwrap();
+    let patch = |name: &str| Patch::Merge(json!({ "spec": { "name": name } }));
+    things.patch("t", &PatchParams::default(), &patch("a")).await.unwrap();
+    let refused = things.patch("t", &PatchParams::default(), &patch("b")).await.unwrap_err();
+    assert!(refused.to_string().contains("name is immutable"), "{refused}");
     cluster.server.shutdown().await;
 }

@@ -312,6 +312,7 @@ impl Api {
             return Err(target.invalid(&name, &errors));
         }
         self.check_escalation(target, &value, None, options)?;
+        self.check_definition(resource)?;
         self.check_namespace(target, &value)?;
         self.check_service_account(target, &value)?;
         if resource.is("apiextensions.k8s.io", "customresourcedefinitions") {
@@ -383,6 +384,20 @@ impl Api {
             );
             let resource = &target.resource;
             return Err(ApiError::forbidden(&resource.plural, &resource.group, name, &why));
+        }
+        Ok(())
+    }
+
+    /// Custom resources are not created while their definition is going.
+    fn check_definition(&self, resource: &Resource) -> Result<(), ApiError> {
+        if !resource.is_custom() {
+            return Ok(());
+        }
+        let definition = self.store.get(crd::DEFINITIONS, &Key::new("", &resource.id));
+        if definition.is_some_and(|definition| definition.is_being_deleted) {
+            return Err(ApiError::not_allowed_now(
+                "create not allowed while custom resource definition is terminating",
+            ));
         }
         Ok(())
     }

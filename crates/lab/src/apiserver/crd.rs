@@ -10,7 +10,12 @@ use super::resource::{Catalog, Definition, Resource, Shape, resource_id};
 use super::schema::{Schema, object_at};
 use super::status::FieldError;
 use super::table::Column;
-use super::{names, strategy};
+use super::{names, strategy, validations};
+
+/// The store's name of definitions.
+pub(super) const DEFINITIONS: &str = "customresourcedefinitions.apiextensions.k8s.io";
+/// Keeps a definition until the last of its objects is gone.
+pub(super) const CLEANUP: &str = "customresourcecleanup.apiextensions.k8s.io";
 
 /// Fills in what the definition leaves open.
 pub(super) fn default(definition: &mut Value) {
@@ -94,8 +99,10 @@ fn validate_versions(spec: &Value, errors: &mut Vec<FieldError>) {
             let got = schema["type"].clone();
             errors.push(FieldError::invalid(format!("{at}.type"), got, "must be object"));
         }
-        if let Err(why) = Schema::parse(schema) {
-            errors.push(FieldError::invalid(at, "schema", why));
+        let parsed = Schema::of_custom_resource(Some(schema));
+        if let Err(fault) = parsed.and_then(|schema| validations::check_correlation(&schema)) {
+            let field = format!("{at}.{}", fault.path);
+            errors.push(FieldError::invalid(field, fault.value, fault.why));
         }
     }
 }
@@ -186,7 +193,8 @@ pub(super) fn serve(api: &Api, definition: &Value) {
     let established = definition["status"]["conditions"].as_array().is_some_and(|list| {
         list.iter().any(|one| one["type"] == "Established" && one["status"] == "True")
     });
-    if !established || definition["metadata"]["deletionTimestamp"].is_string() {
+    // One that is being deleted is served until its last object is gone.
+    if !established {
         return;
     }
     let spec = &definition["spec"];
@@ -221,6 +229,13 @@ pub(super) fn serve(api: &Api, definition: &Value) {
             catalog.insert(resource);
         }
     });
+}
+
+/// Marks a definition as going, and what keeps it: its objects.
+pub(super) fn begin_deletion(definition: &mut Value) {
+    let message = "CustomResource deletion is in progress";
+    let status = &mut definition["status"];
+    strategy::set_condition(status, "Terminating", "True", "InstanceDeletionInProgress", message);
 }
 
 /// Stops serving, and removes all objects of the kind.

@@ -13,6 +13,7 @@ use tokio::sync::mpsc::UnboundedReceiver;
 use tokio_util::sync::CancellationToken;
 
 use super::api::{Api, DeleteOptions, ListOptions, Target, WriteOptions};
+use super::crd::{CLEANUP, DEFINITIONS};
 use super::object::{Key, Object, timestamp};
 use super::patch::Patch;
 use super::status::ApiError;
@@ -65,7 +66,10 @@ fn handle(api: &Api, written: &Written) {
                 check_object(api, &resource, &dependent);
             }
         }
-        // Whoever waits for this object to go: its namespace, and its owners.
+        // Whoever waits for this object to go: its definition, its namespace, and its owners.
+        if let Some(definition) = api.store.get(DEFINITIONS, &Key::new("", resource)) {
+            check_object(api, DEFINITIONS, &definition);
+        }
         if let Some(namespace) = api.store.get("namespaces", &Key::new("", &object.key.namespace)) {
             if !namespace.is_being_deleted
                 && ["serviceaccounts", "configmaps"].contains(&&**resource)
@@ -99,6 +103,9 @@ fn check_object(api: &Api, resource: &str, object: &Object) {
     }
     if resource == "namespaces" {
         log(resource, &object.key, empty_namespace(api, object));
+    }
+    if resource == DEFINITIONS {
+        log(resource, &object.key, empty_definition(api, object));
     }
     let value = object.value();
     let has = |name: &str| {
@@ -173,6 +180,24 @@ fn empty_namespace(api: &Api, namespace: &Object) -> Result<(), ApiError> {
         Target { subresource: "finalize".into(), ..target(api, "namespaces", &namespace.key)? };
     let patch = Patch::Merge(json!({ "spec": { "finalizers": [] } }));
     api.patch(&target, &patch, &WriteOptions::by("kube-controller-manager")).map(drop)
+}
+
+/// Deletes all objects of a kind; when none is left its definition may go.
+fn empty_definition(api: &Api, definition: &Object) -> Result<(), ApiError> {
+    let id = &definition.key.name;
+    if api.catalog().by_id(id).is_some_and(|resource| resource.is_custom()) {
+        let mut left = 0;
+        for item in api.list(&api.target(id, "", "")?, &ListOptions::default())?.items {
+            if !item.is_being_deleted {
+                log(id, &item.key, delete(api, id, &item.key));
+            }
+            left += usize::from(api.store.get(id, &item.key).is_some());
+        }
+        if left > 0 {
+            return Ok(());
+        }
+    }
+    remove_finalizer(api, DEFINITIONS, definition, CLEANUP)
 }
 
 fn remove_finalizer(

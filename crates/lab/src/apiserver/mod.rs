@@ -46,6 +46,7 @@ mod table;
 mod tls;
 mod token;
 mod user;
+mod validations;
 mod volume;
 mod watch;
 mod workload;

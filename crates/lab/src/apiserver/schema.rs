@@ -12,6 +12,7 @@ use regex::Regex;
 use serde_json::{Map, Value, json};
 
 use super::status::{Fault, FieldError};
+use super::validations::{self, Rule};
 
 /// The schemas of Kubernetes' own types, as OpenAPI v3 component schemas.
 pub(super) const CORE_SCHEMA: &str = include_str!("core-schema.json");
@@ -42,6 +43,38 @@ pub struct Schema {
     /// A strategic merge patch merges this list instead of replacing it.
     pub patch_merges: bool,
     checks: Option<Box<Checks>>,
+    /// What `x-kubernetes-validations` demands of the value as a whole.
+    pub(super) rules: Vec<Rule>,
+    /// There are such rules here, or further down.
+    rules_below: bool,
+    /// A custom resource: with metadata, though its own schema may not name it.
+    whole: bool,
+}
+
+/// Where a schema is wrong, and how.
+#[derive(Debug)]
+pub(super) struct SchemaFault {
+    pub path: String,
+    pub value: Value,
+    pub why: String,
+}
+
+impl SchemaFault {
+    pub(super) fn new(field: &str, value: impl Into<Value>, why: impl Into<String>) -> Self {
+        Self { path: field.to_owned(), value: value.into(), why: why.into() }
+    }
+
+    /// The same fault, seen from one step further out.
+    pub(super) fn within(mut self, step: &str) -> Self {
+        self.path = format!("{step}.{}", self.path);
+        self
+    }
+}
+
+impl std::fmt::Display for SchemaFault {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}: Invalid value: {}: {}", self.path, self.value, self.why)
+    }
 }
 
 /// A schema within a schema.
@@ -100,6 +133,14 @@ impl Node {
             Self::Core(name) => core(name),
         }
     }
+
+    /// The schema, unless it is one of Kubernetes' own types.
+    pub(super) fn inline(&self) -> Option<&Schema> {
+        match self {
+            Self::Inline(schema) => Some(schema),
+            Self::Core(_) => None,
+        }
+    }
 }
 
 /// The schema of one of Kubernetes' own types, by its full name.
@@ -139,17 +180,39 @@ impl Schema {
             patch_merge_key: None,
             patch_merges: false,
             checks: None,
+            rules: Vec::new(),
+            rules_below: false,
+            whole: false,
         }
     }
 
+    pub(super) fn has_rules_below(&self) -> bool {
+        self.rules_below
+    }
+
+    /// A custom resource, or another whole object within one.
+    pub(super) fn is_whole_object(&self) -> bool {
+        self.whole || self.embedded_resource
+    }
+
+    /// `format`, of texts and numbers.
+    pub(super) fn format(&self) -> Option<&str> {
+        self.checks.as_ref()?.format.as_deref()
+    }
+
     /// Reads an OpenAPI v3 schema with Kubernetes' extensions. The error says what is wrong where.
-    pub fn parse(json: &Value) -> Result<Self, String> {
+    pub(super) fn parse(json: &Value) -> Result<Self, SchemaFault> {
+        Self::parse_as(json, false)
+    }
+
+    /// `whole`: of a custom resource, which has metadata though the schema may not say so.
+    fn parse_as(json: &Value, whole: bool) -> Result<Self, SchemaFault> {
         let flag = |name: &str| json[name].as_bool().unwrap_or(false);
         let mut schema = Self {
             kind: match json["type"].as_str() {
                 None | Some("") => None,
                 Some(name) => Some(Kind::parse(name).ok_or_else(|| {
-                    format!("type: Unsupported value: \"{name}\": supported values: \"array\", \"boolean\", \"integer\", \"number\", \"object\", \"string\"")
+                    SchemaFault::new("type", name, "supported values: \"array\", \"boolean\", \"integer\", \"number\", \"object\", \"string\"")
                 })?),
             },
             int_or_string: flag("x-kubernetes-int-or-string"),
@@ -163,6 +226,7 @@ impl Schema {
                 .as_str()
                 .is_some_and(|strategies| strategies.split(',').any(|one| one == "merge")),
             required: strings(&json["required"]),
+            whole,
             ..Self::default()
         };
         schema.list = match json["x-kubernetes-list-type"].as_str() {
@@ -171,21 +235,29 @@ impl Schema {
             _ => ListType::Atomic,
         };
         for (name, property) in json["properties"].as_object().into_iter().flatten() {
-            let node = Node::parse(property).map_err(|e| format!("properties[{name}].{e}"))?;
+            let node =
+                Node::parse(property).map_err(|e| e.within(&format!("properties[{name}]")))?;
             schema.properties.insert(name.as_str().into(), node);
         }
         match &json["additionalProperties"] {
             Value::Null | Value::Bool(false) => {}
             Value::Bool(true) => schema.additional = Some(Node::Inline(Self::anything().into())),
             inner => {
-                let node = Node::parse(inner).map_err(|e| format!("additionalProperties.{e}"))?;
+                let node = Node::parse(inner).map_err(|e| e.within("additionalProperties"))?;
                 schema.additional = Some(node);
             }
         }
         if !json["items"].is_null() {
-            schema.items = Some(Node::parse(&json["items"]).map_err(|e| format!("items.{e}"))?);
+            schema.items = Some(Node::parse(&json["items"]).map_err(|e| e.within("items"))?);
         }
         schema.checks = Checks::parse(json)?.map(Box::new);
+        let rules = &json["x-kubernetes-validations"];
+        if rules.is_array() {
+            schema.rules = validations::parse(rules, &schema)?;
+        }
+        let children = schema.properties.values().chain(&schema.additional).chain(&schema.items);
+        schema.rules_below = !schema.rules.is_empty()
+            || children.filter_map(Node::inline).any(Self::has_rules_below);
         Ok(schema)
     }
 
@@ -201,8 +273,9 @@ impl Schema {
     }
 
     /// The schema of a whole custom resource: its own, with the metadata that all objects have.
-    pub fn of_custom_resource(json: Option<&Value>) -> Result<Self, String> {
-        let mut schema = json.map_or_else(|| Ok(Self::anything()), Self::parse)?;
+    pub(super) fn of_custom_resource(json: Option<&Value>) -> Result<Self, SchemaFault> {
+        let parse = |json| Self::parse_as(json, true);
+        let mut schema = json.map_or_else(|| Ok(Self::anything()), parse)?;
         schema.kind = Some(Kind::Object);
         schema.add_object_fields();
         Ok(schema)
@@ -329,6 +402,25 @@ impl Schema {
         errors
     }
 
+    /// Everything that is wrong with a custom resource that replaces `old`, the validation rules
+    /// included; these are not asked about what cannot be read.
+    pub fn validate_with_rules(&self, value: &Value, old: Option<&Value>) -> Vec<FieldError> {
+        let mut errors = self.validate(value);
+        if !self.rules_below {
+            return errors;
+        }
+        let blocking = |error: &FieldError| {
+            !matches!(error.fault, Fault::Invalid(_) | Fault::Forbidden | Fault::Duplicate(_))
+        };
+        if errors.iter().any(blocking) {
+            let why = "some validation rules were not checked because the object was invalid; correct the existing errors to complete validation";
+            errors.push(FieldError::invalid("", Value::Null, why));
+        } else {
+            validations::validate(self, value, old, &mut String::new(), &mut errors);
+        }
+        errors
+    }
+
     /// Values of the wrong type only: what makes an object of Kubernetes' own types unreadable.
     pub fn validate_types(&self, value: &Value) -> Vec<FieldError> {
         let mut errors = Vec::new();
@@ -433,7 +525,7 @@ impl Schema {
 }
 
 impl Node {
-    fn parse(json: &Value) -> Result<Self, String> {
+    fn parse(json: &Value) -> Result<Self, SchemaFault> {
         if let Some(reference) = json["$ref"].as_str() {
             let name = reference.rsplit('/').next().unwrap_or_default();
             return Ok(Self::Core(name.into()));
@@ -456,7 +548,7 @@ impl Kind {
         })
     }
 
-    fn name(self) -> &'static str {
+    pub(super) fn name(self) -> &'static str {
         match self {
             Self::Object => "object",
             Self::Array => "array",
@@ -469,7 +561,7 @@ impl Kind {
 }
 
 impl Checks {
-    fn parse(json: &Value) -> Result<Option<Self>, String> {
+    fn parse(json: &Value) -> Result<Option<Self>, SchemaFault> {
         const NAMES: &[&str] = &[
             "enum",
             "pattern",
@@ -492,10 +584,10 @@ impl Checks {
         if !NAMES.iter().any(|name| json.get(name).is_some()) {
             return Ok(None);
         }
-        let nodes = |name: &str| -> Result<Vec<Node>, String> {
+        let nodes = |name: &str| -> Result<Vec<Node>, SchemaFault> {
             let alternatives = json[name].as_array().into_iter().flatten().enumerate();
             alternatives
-                .map(|(i, one)| Node::parse(one).map_err(|e| format!("{name}[{i}].{e}")))
+                .map(|(i, one)| Node::parse(one).map_err(|e| e.within(&format!("{name}[{i}]"))))
                 .collect()
         };
         let bound = |name: &str, exclusive: &str| {
@@ -505,7 +597,8 @@ impl Checks {
             None => None,
             Some(text) => {
                 let regex = Regex::new(text).map_err(|e| {
-                    format!("pattern: Invalid value: {}: must be a valid regular expression, but isn't: {e}", json!(text))
+                    let why = format!("must be a valid regular expression, but isn't: {e}");
+                    SchemaFault::new("pattern", text, why)
                 })?;
                 Some((text.to_owned(), regex))
             }
@@ -528,7 +621,7 @@ impl Checks {
             any_of: nodes("anyOf")?,
             one_of: nodes("oneOf")?,
             not: match json.get("not") {
-                Some(inner) => Some(Node::parse(inner).map_err(|e| format!("not.{e}"))?),
+                Some(inner) => Some(Node::parse(inner).map_err(|e| e.within("not"))?),
                 None => None,
             },
         }))
@@ -682,14 +775,14 @@ fn join(path: &str, name: &str) -> String {
     }
 }
 
-fn within(path: &mut String, name: &str, visit: impl FnOnce(&mut String)) {
+pub(super) fn within(path: &mut String, name: &str, visit: impl FnOnce(&mut String)) {
     let len = path.len();
     *path = join(path, name);
     visit(path);
     path.truncate(len);
 }
 
-fn at_index(path: &mut String, index: usize, visit: impl FnOnce(&mut String)) {
+pub(super) fn at_index(path: &mut String, index: usize, visit: impl FnOnce(&mut String)) {
     let len = path.len();
     path.push_str(&format!("[{index}]"));
     visit(path);

@@ -102,6 +102,16 @@ pub(super) fn prepare_create(resource: &Resource, value: &mut Value) {
                 json!({ "phase": "Pending", "qosClass": pod::qos_class(&value["spec"]) });
         }
         "services" => value["status"] = json!({ "loadBalancer": {} }),
+        crd::DEFINITIONS => {
+            value["status"] = json!({});
+            let meta = object_at(value, "metadata");
+            let list = meta.entry("finalizers").or_insert_with(|| json!([]));
+            if let Some(list) = list.as_array_mut()
+                && !list.iter().any(|one| one == crd::CLEANUP)
+            {
+                list.push(json!(crd::CLEANUP));
+            }
+        }
         // Kubelets register their node with its status.
         "nodes" => {}
         _ if resource.has_status => {
@@ -177,11 +187,16 @@ pub(super) fn validate(resource: &Resource, value: &Value) -> Vec<FieldError> {
         }
         _ => names::check_subdomain("metadata.name", name, &mut errors),
     }
-    validate_content(resource, value, &mut errors);
+    validate_content(resource, value, None, &mut errors);
     errors
 }
 
-fn validate_content(resource: &Resource, value: &Value, errors: &mut Vec<FieldError>) {
+fn validate_content(
+    resource: &Resource,
+    value: &Value,
+    old: Option<&Value>,
+    errors: &mut Vec<FieldError>,
+) {
     names::check_metadata(&value["metadata"], errors);
     match &*resource.id {
         "pods" => pod::validate(value, errors),
@@ -195,7 +210,9 @@ fn validate_content(resource: &Resource, value: &Value, errors: &mut Vec<FieldEr
         "secrets" => validate_secret(value, errors),
         "services" => service::validate(value, errors),
         "customresourcedefinitions.apiextensions.k8s.io" => crd::validate(value, errors),
-        _ if resource.is_custom() => errors.extend(resource.schema().validate(value)),
+        _ if resource.is_custom() => {
+            errors.extend(resource.schema().validate_with_rules(value, old));
+        }
         id if *resource.group == *roles::GROUP => roles::validate(id, value, errors),
         id if volume::is_about_storage(id) => volume::validate(id, value, errors),
         id if workload::is_workload(id) => workload::validate(id, value, errors),
@@ -314,7 +331,7 @@ fn keep(new: &mut Value, old: &Value, fields: &[&str]) {
 pub(super) fn validate_update(target: &Target, new: &Value, old: &Value) -> Vec<FieldError> {
     let resource = &target.resource;
     let mut errors = Vec::new();
-    validate_content(resource, new, &mut errors);
+    validate_content(resource, new, Some(old), &mut errors);
     if old["metadata"]["deletionTimestamp"].is_string() {
         let none = Vec::new();
         let before = old["metadata"]["finalizers"].as_array().unwrap_or(&none);
@@ -456,6 +473,9 @@ pub(super) fn begin_deletion(
     if *resource.id == *"namespaces" {
         value["status"]["phase"] = json!("Terminating");
         value["metadata"].as_object_mut()?.remove("deletionGracePeriodSeconds");
+    }
+    if *resource.id == *crd::DEFINITIONS {
+        crd::begin_deletion(value);
     }
     if !going && has_generation(resource) {
         let generation = value["metadata"]["generation"].as_i64().unwrap_or(0) + 1;
