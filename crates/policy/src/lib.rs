@@ -19,10 +19,16 @@
 
 #![deny(missing_docs)]
 
+mod cookie;
+mod decide;
 mod map;
+mod peers;
 mod port;
 mod repository;
 mod rule;
+mod selectors;
+mod subject;
+mod suggest;
 mod trace;
 
 pub use map::{Delta, Entry, EntryVerdict, Key, MapState};

@@ -92,10 +92,12 @@ pub fn world(random: &mut Random) -> World {
         parties.push(Party { name, kind, address });
     };
     for index in 0..(6 + random.below(6)) {
-        let pod = pod(random, if random.once_in(8) { "other" } else { "default" });
+        let cluster = if random.once_in(8) { "other" } else { "default" };
+        let pod = pod(random, cluster);
         add(format!("{}/pod-{index}", pod.namespace), Kind::Pod(pod), "10.244.0.7");
     }
-    for (name, is_local, address) in [("here", true, "172.18.0.1"), ("there", false, "172.18.0.2")] {
+    for (name, is_local, address) in [("here", true, "172.18.0.1"), ("there", false, "172.18.0.2")]
+    {
         let zone = random.one_of(&["a", "b"]).to_owned();
         let labels = BTreeMap::from([("zone".to_owned(), zone)]);
         add(name.to_owned(), Kind::Node { is_local, labels }, address);
@@ -111,11 +113,15 @@ pub fn world(random: &mut Random) -> World {
         1 => Mode::Never,
         _ => Mode::Default,
     };
-    let groups = vec![
+    World { cluster: "default".to_owned(), mode, namespaces, parties, groups: groups() }
+}
+
+/// The `CiliumCIDRGroup` objects that policies speak of, but for one that is not there.
+pub fn groups() -> Vec<Value> {
+    vec![
         group("offices", "inside", &["192.0.2.0/25", "2001:db8:1::/48"]),
         group("partners", "outside", &["198.51.100.0/24", "192.0.2.7/32"]),
-    ];
-    World { cluster: "default".to_owned(), mode, namespaces, parties, groups }
+    ]
 }
 
 fn pod(random: &mut Random, cluster: &str) -> Pod {
@@ -125,19 +131,23 @@ fn pod(random: &mut Random, cluster: &str) -> Pod {
     if random.once_in(2) {
         labels.insert("tier".to_owned(), random.one_of(&TIERS).to_owned());
     }
-    // Pods of equal labels have equal ports, for that is as far as an identity can tell.
-    let port = |name: &str, number, protocol| NamedPort { name: name.to_owned(), number, protocol };
-    let ports = match app {
-        "web" => vec![port("http", 80, "TCP"), port("metrics", 9090, "TCP")],
-        "db" => vec![port("http", 8080, "TCP"), port("dns", 53, "UDP")],
-        _ => vec![port("metrics", 9090, "UDP")],
-    };
     Pod {
         cluster: cluster.to_owned(),
         namespace: random.one_of(&NAMESPACES).to_owned(),
         service_account: random.one_of(&ACCOUNTS).to_owned(),
         labels,
-        ports,
+        ports: named_ports(app),
+    }
+}
+
+/// The ports that pods with this label name. Pods of equal labels have equal ports, for that is as
+/// far as an identity can tell.
+pub fn named_ports(app: &str) -> Vec<NamedPort> {
+    let port = |name: &str, number, protocol| NamedPort { name: name.to_owned(), number, protocol };
+    match app {
+        "web" => vec![port("http", 80, "TCP"), port("metrics", 9090, "TCP")],
+        "db" => vec![port("http", 8080, "TCP"), port("dns", 53, "UDP")],
+        _ => vec![port("metrics", 9090, "UDP")],
     }
 }
 
@@ -218,7 +228,8 @@ fn rule(random: &mut Random, is_namespaced: bool) -> Value {
     if random.once_in(4) {
         let mut switch = Map::new();
         for direction in ["ingress", "egress"] {
-            let has_rules = !rule[direction].is_null() || !rule[format!("{direction}Deny")].is_null();
+            let has_rules =
+                !rule[direction].is_null() || !rule[format!("{direction}Deny")].is_null();
             if has_rules && random.once_in(2) && !names_domains(&rule) {
                 switch.insert(direction.to_owned(), random.once_in(4).into());
             }
@@ -303,7 +314,9 @@ fn icmp(random: &mut Random) -> Value {
 fn cidr_set(random: &mut Random) -> Value {
     match random.below(6) {
         0 => json!({"cidrGroupRef": random.one_of(&["offices", "partners", "nobody"])}),
-        1 => json!({"cidrGroupSelector": {"matchLabels": {"kind": random.one_of(&["inside", "outside"])}}}),
+        1 => {
+            json!({"cidrGroupSelector": {"matchLabels": {"kind": random.one_of(&["inside", "outside"])}}})
+        }
         _ => with_except(random),
     }
 }
@@ -383,8 +396,12 @@ fn peer_selector(random: &mut Random) -> Value {
             {"key": TEAM, "operator": random.one_of(&["Exists", "DoesNotExist"])},
         ]}),
         12 => json!({"matchLabels": {ACCOUNT: random.one_of(&ACCOUNTS)}}),
-        13 => json!({"matchLabels": {(format!("k8s:{CLUSTER}")): random.one_of(&["default", "other"])}}),
-        14 => json!({"matchLabels": {(format!("reserved:{}", random.one_of(&["host", "remote-node", "world", "health"]))): ""}}),
+        13 => {
+            json!({"matchLabels": {(format!("k8s:{CLUSTER}")): random.one_of(&["default", "other"])}})
+        }
+        14 => {
+            json!({"matchLabels": {(format!("reserved:{}", random.one_of(&["host", "remote-node", "world", "health"]))): ""}})
+        }
         _ => json!({"matchLabels": {"app": app}, "matchExpressions": [expression(random)]}),
     }
 }

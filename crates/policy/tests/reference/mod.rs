@@ -209,8 +209,7 @@ impl Case<'_> {
     /// `NetworkPolicy`, `CiliumNetworkPolicy`, `CiliumClusterwideNetworkPolicy`; `None` is that
     /// nothing is said and the next tier is asked.
     fn normal_tier(&self, policies: &[Value]) -> Option<Verdict> {
-        let mut said =
-            Said { default_deny: self.world.mode == Mode::Always, ..Said::default() };
+        let mut said = Said { default_deny: self.world.mode == Mode::Always, ..Said::default() };
         for policy in policies {
             let namespace = policy["metadata"]["namespace"].as_str();
             match policy["kind"].as_str() {

@@ -50,8 +50,8 @@ fn in_set(case: &Case<'_>, set: &Value) -> bool {
         (_, Value::Null) => false,
         (_, selector) => {
             let labels = group["metadata"]["labels"].as_object().into_iter().flatten();
-            let labels = labels
-                .filter_map(|(key, value)| Some((key.clone(), value.as_str()?.to_owned())));
+            let labels =
+                labels.filter_map(|(key, value)| Some((key.clone(), value.as_str()?.to_owned())));
             Labels::plain(&labels.collect()).matches(selector)
         }
     };

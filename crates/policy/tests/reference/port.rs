@@ -37,7 +37,8 @@ pub(super) fn of_cilium(item: &Value, case: &Case<'_>) -> Covers {
 /// Whether more than addresses and ports decides.
 fn is_conditional(value: &Value) -> bool {
     let rules = value["rules"].as_object().into_iter().flatten();
-    let has_rules = rules.into_iter().any(|(_, list)| list.as_array().is_some_and(|l| !l.is_empty()));
+    let has_rules =
+        rules.into_iter().any(|(_, list)| list.as_array().is_some_and(|l| !l.is_empty()));
     has_rules
         || texts(&value["serverNames"]).next().is_some()
         || !value["listener"].is_null()
@@ -94,9 +95,10 @@ fn is_icmp(case: &Case<'_>, field: &Value) -> bool {
         _ => (1, &[("EchoRequest", 8), ("EchoReply", 0), ("DestinationUnreachable", 3)]),
     };
     let number = match &field["type"] {
-        Value::String(text) => text.parse().ok().or_else(|| {
-            names.iter().find(|(name, _)| name == text).map(|(_, number)| *number)
-        }),
+        Value::String(text) => text
+            .parse()
+            .ok()
+            .or_else(|| names.iter().find(|(name, _)| name == text).map(|(_, number)| *number)),
         value => value.as_u64(),
     };
     case.packet.protocol == protocol && number == Some(u64::from(case.packet.port))
@@ -113,8 +115,7 @@ pub(super) fn of_kubernetes(rule: &Value, case: &Case<'_>) -> bool {
             number => {
                 let first = number.as_u64().unwrap_or(0);
                 let last = port["endPort"].as_u64().unwrap_or(first);
-                is_protocol(case, protocol)
-                    && (first..=last).contains(&u64::from(case.packet.port))
+                is_protocol(case, protocol) && (first..=last).contains(&u64::from(case.packet.port))
             }
         }
     };

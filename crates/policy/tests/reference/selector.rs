@@ -52,9 +52,8 @@ impl Labels {
 
     fn value(&self, name: &str) -> Option<&str> {
         let (wanted, name) = split(name);
-        let is_meant = |source: &str, key: &str| {
-            key == name && (wanted == "any" || wanted == source)
-        };
+        let is_meant =
+            |source: &str, key: &str| key == name && (wanted == "any" || wanted == source);
         let found = self.0.iter().find(|(source, key, _)| is_meant(source, key));
         found.map(|(_, _, value)| value.as_str())
     }
@@ -69,7 +68,8 @@ impl Labels {
 
     fn holds(&self, expression: &Value) -> bool {
         let value = expression["key"].as_str().and_then(|key| self.value(key));
-        let is_listed = || value.is_some_and(|value| texts(&expression["values"]).any(|v| v == value));
+        let is_listed =
+            || value.is_some_and(|value| texts(&expression["values"]).any(|v| v == value));
         match expression["operator"].as_str() {
             Some("In") => is_listed(),
             Some("NotIn") => !is_listed(),

@@ -1,0 +1,514 @@
+//! The engine against the judge: random worlds and policies, every subject, peer and packet.
+//!
+//! ```text
+//!   generate ─► objects ─► api::policy ─► Repository ─► MapState ─► bytes ─► looked up as packets are
+//!          └──► objects ────────────────────────────────────► reference ─► must say the same
+//! ```
+//!
+//! The engine gets there by detours: policies come in any order, are replaced and removed, pods come
+//! and go. `POLICY_ROUNDS` sets how many worlds are tried, `POLICY_SEED` repeats one of them.
+
+mod reference;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use abi::policy::{
+    POLICY_EGRESS, POLICY_INGRESS, POLICY_PREFIX_BITS_MAX, POLICY_STATIC_PREFIX_BITS, PolicyEntry,
+    PolicyKey, aggregate,
+};
+use ipnet::IpNet;
+use model::{IdentityId, Label, Labels};
+use policy::{
+    CidrGroup, Config, EnforcementMode, NamedPort, PolicyId, Protocol, Repository, Subject,
+    SubjectId, SubjectKind,
+};
+use serde_json::Value;
+
+use reference::generate::{self, Random};
+use reference::{Direction, Kind, Mode, Packet, Party, Reason, Verdict, World};
+
+/// Worlds that are tried where nobody says otherwise.
+const ROUNDS_DEFAULT: usize = 2_000;
+
+#[test]
+fn the_engine_says_what_the_judge_says() {
+    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse().ok());
+    let (first, rounds) = match number("POLICY_SEED") {
+        Some(seed) => (seed, 1),
+        None => (0, number("POLICY_ROUNDS").unwrap_or(ROUNDS_DEFAULT)),
+    };
+    let next = AtomicUsize::new(first);
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let counts = std::thread::scope(|scope| {
+        let run = || {
+            let mut counts = Counts::default();
+            loop {
+                let seed = next.fetch_add(1, Ordering::Relaxed);
+                if seed >= first + rounds {
+                    return counts;
+                }
+                counts.add(&round(seed));
+            }
+        };
+        let running: Vec<_> = (0..threads).map(|_| scope.spawn(run)).collect();
+        let mut total = Counts::default();
+        for thread in running {
+            total.add(&thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
+        }
+        total
+    });
+    eprintln!("{rounds} worlds: {counts:?}");
+    // A generator that allows or denies nearly everything would test nearly nothing.
+    if rounds >= 100 {
+        for share in [counts.allowed, counts.denied, counts.by_default] {
+            assert!(share * 50 > counts.verdicts, "{counts:?}");
+        }
+        assert!(counts.not_enforceable > 0, "{counts:?}");
+    }
+}
+
+#[derive(Debug, Default)]
+struct Counts {
+    policies: usize,
+    parties: usize,
+    verdicts: usize,
+    allowed: usize,
+    denied: usize,
+    by_default: usize,
+    not_enforceable: usize,
+}
+
+impl Counts {
+    fn add(&mut self, other: &Self) {
+        self.policies += other.policies;
+        self.parties += other.parties;
+        self.verdicts += other.verdicts;
+        self.allowed += other.allowed;
+        self.denied += other.denied;
+        self.by_default += other.by_default;
+        self.not_enforceable += other.not_enforceable;
+    }
+
+    fn count(&mut self, verdict: Verdict) {
+        self.verdicts += 1;
+        match verdict {
+            Verdict::Allow => self.allowed += 1,
+            Verdict::Deny(Reason::Rule) => self.denied += 1,
+            Verdict::Deny(Reason::Default) => self.by_default += 1,
+            Verdict::Deny(Reason::NotEnforceable) => self.not_enforceable += 1,
+        }
+    }
+}
+
+fn round(seed: usize) -> Counts {
+    let mut random = Random::new(seed as u64);
+    let world = generate::world(&mut random);
+    let policies = generate::policies(&mut random);
+    match compare(&world, &policies, &random) {
+        Ok(counts) => counts,
+        Err(_) => {
+            let (policies, mismatch) = shrunk(&world, policies, &random);
+            panic!("POLICY_SEED={seed}\n{}", describe(&world, &policies, &mismatch));
+        }
+    }
+}
+
+/// What the two do not agree about.
+struct Mismatch {
+    subject: Party,
+    peer: Party,
+    direction: Direction,
+    packet: Packet,
+    judge: Verdict,
+    engine: Verdict,
+    map: Vec<(PolicyKey, PolicyEntry)>,
+}
+
+/// Leaves out what the mismatch does not need.
+fn shrunk(world: &World, mut policies: Vec<Value>, random: &Random) -> (Vec<Value>, Mismatch) {
+    let mut index = 0;
+    while index < policies.len() {
+        let mut fewer = policies.clone();
+        fewer.remove(index);
+        match compare(world, &fewer, random) {
+            Err(_) => policies = fewer,
+            Ok(_) => index += 1,
+        }
+    }
+    match compare(world, &policies, random) {
+        Err(mismatch) => (policies, *mismatch),
+        Ok(_) => unreachable!("only what keeps the mismatch was left out"),
+    }
+}
+
+fn describe(world: &World, policies: &[Value], mismatch: &Mismatch) -> String {
+    let mut text = String::new();
+    for policy in policies {
+        text += &serde_json::to_string_pretty(policy).expect("JSON can be written");
+        text += "\n";
+    }
+    let Mismatch { subject, peer, direction, packet, judge, engine, map } = mismatch;
+    text += &format!("mode {:?}, namespaces {:?}\n", world.mode, world.namespaces);
+    text += &format!("subject {subject:?}\npeer {peer:?}\n");
+    text += &format!("{direction:?} {packet}: the judge says {judge:?}, the engine {engine:?}\n");
+    for (key, entry) in map.iter().filter(|(key, _)| key.direction == wire(*direction)) {
+        text += &format!("  {key:?} {entry:?}\n");
+    }
+    text
+}
+
+fn compare(world: &World, policies: &[Value], random: &Random) -> Result<Counts, Box<Mismatch>> {
+    let engine = Engine::new(world, policies, random.clone());
+    let packets = generate::packets();
+    let mut counts =
+        Counts { policies: policies.len(), parties: world.parties.len(), ..Counts::default() };
+    for subject in world.parties.iter().filter(|party| is_subject(world, party)) {
+        let map = engine.map(subject);
+        for peer in &world.parties {
+            let identity = engine.identity(world, peer);
+            for direction in [Direction::Ingress, Direction::Egress] {
+                for packet in &packets {
+                    let judge =
+                        reference::verdict(policies, world, subject, peer, direction, *packet);
+                    let engine = map.verdict(direction, identity, *packet);
+                    counts.count(judge);
+                    if judge != engine {
+                        return Err(Box::new(Mismatch {
+                            subject: subject.clone(),
+                            peer: peer.clone(),
+                            direction,
+                            packet: *packet,
+                            judge,
+                            engine,
+                            map: map.entries.into_iter().collect(),
+                        }));
+                    }
+                }
+            }
+        }
+    }
+    Ok(counts)
+}
+
+/// Whose policy the node computes: its own pods, itself, and the health endpoint.
+fn is_subject(world: &World, party: &Party) -> bool {
+    match &party.kind {
+        Kind::Pod(pod) => pod.cluster == world.cluster,
+        Kind::Node { is_local, .. } => *is_local,
+        Kind::Reserved(name) => *name == "health",
+        Kind::World => false,
+    }
+}
+
+fn wire(direction: Direction) -> u8 {
+    match direction {
+        Direction::Ingress => POLICY_INGRESS,
+        Direction::Egress => POLICY_EGRESS,
+    }
+}
+
+// ---------------------------------------------------------------------------------------------
+// The engine, brought to a state by a random way
+
+struct Engine {
+    repository: Repository,
+    subjects: BTreeMap<String, SubjectId>,
+    /// Numbers of sets of labels.
+    pods: BTreeMap<String, IdentityId>,
+    prefixes: BTreeMap<IpNet, IdentityId>,
+}
+
+impl Engine {
+    fn new(world: &World, policies: &[Value], mut random: Random) -> Self {
+        let mut engine = Self {
+            repository: Repository::new(Config {
+                mode: EnforcementMode::Default,
+                cluster_name: world.cluster.clone(),
+                dual_stack: true,
+                host_firewall: true,
+                allow_localhost: true,
+                ..Config::default()
+            }),
+            subjects: BTreeMap::new(),
+            pods: BTreeMap::new(),
+            prefixes: BTreeMap::new(),
+        };
+        let mut steps = steps(world, policies, &mut random);
+        // In any order: of equal state, equal results.
+        for index in (1..steps.len()).rev() {
+            steps.swap(index, random.below(index + 1));
+        }
+        for step in steps {
+            engine.take(world, step, &mut random);
+            engine.number_prefixes();
+        }
+        engine
+    }
+
+    fn take(&mut self, world: &World, step: Step, random: &mut Random) {
+        match step {
+            Step::Mode => self.repository.set_mode(match world.mode {
+                Mode::Default => EnforcementMode::Default,
+                Mode::Always => EnforcementMode::Always,
+                Mode::Never => EnforcementMode::Never,
+            }),
+            Step::Policy(object) => {
+                if random.once_in(4) {
+                    self.detour(&object, random);
+                }
+                self.repository.upsert_policy(read(&object).expect("valid policies are accepted"));
+            }
+            Step::Pod(party) => {
+                let id = self.add_pod(world, &party);
+                if random.once_in(4) {
+                    self.repository.remove_identity(id);
+                    self.add_pod(world, &party);
+                }
+            }
+            Step::Subject(party) => {
+                if random.once_in(4) {
+                    let id = self.repository.attach(subject(world, &party));
+                    self.repository.detach(id);
+                }
+                let id = self.repository.attach(subject(world, &party));
+                self.subjects.insert(party.name.clone(), id);
+            }
+            Step::Group(object) => {
+                let name = object["metadata"]["name"].as_str().unwrap_or_default().to_owned();
+                if random.once_in(4) {
+                    self.repository.upsert_cidr_group(&name, CidrGroup::default());
+                }
+                self.repository.upsert_cidr_group(&name, group(&object));
+            }
+        }
+    }
+
+    /// Another policy is there under this name, or this one, and goes again.
+    fn detour(&mut self, object: &Value, random: &mut Random) {
+        let mut other = generate::policy(random, 0);
+        if other["kind"] == object["kind"] {
+            other["metadata"] = object["metadata"].clone();
+        } else {
+            other = object.clone();
+        }
+        let other = read(&other).expect("valid policies are accepted");
+        let id: PolicyId = other.id.clone();
+        self.repository.upsert_policy(other);
+        self.number_prefixes();
+        if random.once_in(2) {
+            self.repository.remove_policy(&id).expect("it is there");
+        }
+    }
+
+    fn add_pod(&mut self, world: &World, party: &Party) -> IdentityId {
+        let labels = labels(world, party);
+        let Kind::Pod(pod) = &party.kind else { unreachable!("a pod") };
+        let cluster = if pod.cluster == world.cluster { 0 } else { 2 << 16 };
+        let next = u32::try_from(self.pods.len()).expect("few pods");
+        let new = IdentityId(cluster | (256 + next));
+        let id = *self.pods.entry(labels.to_string()).or_insert(new);
+        self.repository.add_identity(id, Arc::new(labels));
+        self.repository.set_named_ports(id, named_ports(party).into_iter().collect());
+        id
+    }
+
+    /// Prefixes that policies speak of get numbers, and those that none speaks of lose them.
+    fn number_prefixes(&mut self) {
+        let required = self.repository.required_prefixes();
+        let old: BTreeSet<IpNet> = self.prefixes.keys().copied().collect();
+        for net in old.iter().filter(|net| !required.contains_key(*net)) {
+            if let Some(id) = self.prefixes.remove(net) {
+                self.repository.remove_identity(id);
+            }
+        }
+        for (net, labels) in required {
+            if self.prefixes.contains_key(&net) {
+                continue;
+            }
+            let taken: BTreeSet<IdentityId> = self.prefixes.values().copied().collect();
+            let free = (1..).map(|n| IdentityId(abi::identity::SCOPE_LOCAL | n));
+            let id = free.into_iter().find(|id| !taken.contains(id)).expect("few prefixes");
+            self.prefixes.insert(net, id);
+            self.repository.add_identity(id, Arc::new(labels));
+        }
+    }
+
+    /// Who a packet's other end is to the datapath.
+    fn identity(&self, world: &World, party: &Party) -> IdentityId {
+        match &party.kind {
+            Kind::Pod(_) => self.pods[&labels(world, party).to_string()],
+            Kind::Node { is_local: true, .. } => IdentityId::HOST,
+            Kind::Node { .. } => IdentityId::REMOTE_NODE,
+            Kind::Reserved(name) => name.parse().expect("a reserved identity"),
+            Kind::World => {
+                let covering = self.prefixes.iter().filter(|(net, _)| net.contains(&party.address));
+                let longest = covering.max_by_key(|(net, _)| net.prefix_len());
+                let world = match party.address {
+                    IpAddr::V4(_) => IdentityId::WORLD_IPV4,
+                    IpAddr::V6(_) => IdentityId::WORLD_IPV6,
+                };
+                longest.map_or(world, |(_, id)| *id)
+            }
+        }
+    }
+
+    /// The bytes that the datapath would have of a subject.
+    fn map(&self, party: &Party) -> WireMap {
+        let id = self.subjects[&party.name];
+        let state = self.repository.map(id).expect("the subject is attached");
+        let entries = state.entries().iter();
+        WireMap {
+            enforced: [policy::Direction::Ingress, policy::Direction::Egress]
+                .map(|direction| state.enforces(direction)),
+            entries: entries.map(|(key, entry)| (key.to_wire(SLOT), entry.to_wire(*key))).collect(),
+        }
+    }
+}
+
+/// One thing that the engine is told.
+enum Step {
+    Mode,
+    Policy(Value),
+    Pod(Party),
+    Subject(Party),
+    Group(Value),
+}
+
+fn steps(world: &World, policies: &[Value], random: &mut Random) -> Vec<Step> {
+    let mut steps = vec![Step::Mode];
+    steps.extend(policies.iter().cloned().map(Step::Policy));
+    steps.extend(world.groups.iter().cloned().map(Step::Group));
+    for party in &world.parties {
+        if matches!(party.kind, Kind::Pod(_)) {
+            steps.push(Step::Pod(party.clone()));
+        }
+        if is_subject(world, party) {
+            steps.push(Step::Subject(party.clone()));
+        }
+    }
+    // Now and then a policy comes twice.
+    if let Some(again) = policies.first()
+        && random.once_in(4)
+    {
+        steps.push(Step::Policy(again.clone()));
+    }
+    steps
+}
+
+fn read(object: &Value) -> Result<policy::Policy, String> {
+    let accepted = api::policy::read_manifest(object, "", &api::policy::Context::default());
+    accepted.map(|accepted| accepted.policy).map_err(|refused| format!("{refused}\n{object:#}"))
+}
+
+fn group(object: &Value) -> CidrGroup {
+    let labels = object["metadata"]["labels"].as_object().into_iter().flatten();
+    let name = object["metadata"]["name"].as_str().unwrap_or_default();
+    let own = Label::new("cidrgroup", format!("io.cilium.policy.cidrgroupname/{name}"), "");
+    let labels = labels.map(|(key, value)| {
+        Label::new("cidrgroup", key.as_str(), value.as_str().unwrap_or_default())
+    });
+    let prefixes = object["spec"]["externalCIDRs"].as_array().into_iter().flatten();
+    CidrGroup {
+        labels: labels.chain([own]).collect(),
+        prefixes: prefixes.filter_map(|net| net.as_str()?.parse().ok()).collect(),
+    }
+}
+
+fn subject(world: &World, party: &Party) -> Subject {
+    Subject {
+        kind: match party.kind {
+            Kind::Node { .. } => SubjectKind::Host,
+            _ => SubjectKind::Endpoint,
+        },
+        labels: Arc::new(labels(world, party)),
+        named_ports: named_ports(party),
+    }
+}
+
+fn labels(world: &World, party: &Party) -> Labels {
+    match &party.kind {
+        Kind::Pod(pod) => Labels::of_pod(&model::PodLabels {
+            labels: &pod.labels,
+            namespace: &pod.namespace,
+            namespace_labels: &world.namespaces[&pod.namespace],
+            cluster: &pod.cluster,
+            service_account: &pod.service_account,
+        }),
+        Kind::Node { is_local: true, labels } => {
+            let own = labels.iter().map(|(key, value)| Label::k8s(key, value));
+            own.chain([Label::reserved("host")]).collect()
+        }
+        Kind::Node { .. } => Labels::from_iter([Label::reserved("remote-node")]),
+        Kind::Reserved(name) => Labels::from_iter([Label::reserved(name)]),
+        Kind::World => Labels::from_iter([Label::reserved("world")]),
+    }
+}
+
+fn named_ports(party: &Party) -> Vec<NamedPort> {
+    let Kind::Pod(pod) = &party.kind else { return Vec::new() };
+    let port = |port: &reference::NamedPort| NamedPort {
+        name: port.name.as_str().into(),
+        protocol: Protocol::named(port.protocol).expect("a known protocol"),
+        port: port.number,
+    };
+    pod.ports.iter().map(port).collect()
+}
+
+// ---------------------------------------------------------------------------------------------
+// The map, as packets meet it
+
+/// Any slot.
+const SLOT: u32 = 7;
+
+struct WireMap {
+    /// Ingress, egress.
+    enforced: [bool; 2],
+    entries: HashMap<PolicyKey, PolicyEntry>,
+}
+
+impl WireMap {
+    fn verdict(&self, direction: Direction, peer: IdentityId, packet: Packet) -> Verdict {
+        if !self.enforced[usize::from(wire(direction))] {
+            return Verdict::Allow;
+        }
+        let find = |identity| self.longest(direction, identity, packet);
+        let (exact, wider) = (find(peer.0), find(aggregate(peer.0, 0)));
+        let found = match (exact, wider) {
+            (None, None) => find(0),
+            (Some(exact), Some(wider)) => {
+                let rank = |entry: &PolicyEntry| (entry.precedence, entry.prefix_bits());
+                Some(if rank(&wider) > rank(&exact) { wider } else { exact })
+            }
+            (one, other) => one.or(other),
+        };
+        match found {
+            None => Verdict::Deny(Reason::Default),
+            Some(entry) if entry.is_not_enforceable() => Verdict::Deny(Reason::NotEnforceable),
+            Some(entry) if entry.is_deny() => Verdict::Deny(Reason::Rule),
+            Some(_) => Verdict::Allow,
+        }
+    }
+
+    /// What a trie finds: the longest prefix of protocol and port.
+    fn longest(&self, direction: Direction, identity: u32, packet: Packet) -> Option<PolicyEntry> {
+        let with_port = (POLICY_STATIC_PREFIX_BITS + 8..=POLICY_PREFIX_BITS_MAX).rev();
+        let mut lengths = with_port.chain([POLICY_STATIC_PREFIX_BITS]);
+        lengths.find_map(|prefix_len| {
+            let port_bits = prefix_len.saturating_sub(POLICY_STATIC_PREFIX_BITS + 8);
+            let mask = u16::MAX.checked_shl(16 - port_bits).unwrap_or(0);
+            let has_protocol = prefix_len > POLICY_STATIC_PREFIX_BITS;
+            let key = PolicyKey {
+                prefix_len,
+                slot: SLOT,
+                identity,
+                direction: wire(direction),
+                protocol: if has_protocol { packet.protocol } else { 0 },
+                dport: (packet.port & mask).to_be_bytes(),
+            };
+            self.entries.get(&key).copied()
+        })
+    }
+}
