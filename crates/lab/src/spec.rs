@@ -4,7 +4,8 @@
 //!   /run/cilium-lab/<name>/            private mount, gone after `down`
 //!     lock                             held by the supervisor as long as it lives
 //!     spec.json  state.json            what was asked for, what became of it
-//!     kubeconfig  kubeconfig-nodes     the same API server, seen from here and from the nodes
+//!     kubeconfig                       for users: the API server, with an administrator's rights
+//!     kubeconfig-agent, -operator      for the programs: seen from the nodes, with their rights
 //!     control.sock                     status, exec
 //!     cilium-config/                   the ConfigMap as files
 //!     logs/
@@ -44,6 +45,9 @@ pub const EXTERNAL: (Ipv4Addr, Ipv6Addr) =
 /// A host behind the router: "the Internet".
 pub const INTERNET: (Ipv4Addr, Ipv6Addr) =
     (Ipv4Addr::new(203, 0, 113, 10), Ipv6Addr::new(0x2001, 0xdb8, 0xff, 0, 0, 0, 0, 0x10));
+/// Further addresses of that host, for policies that tell them from the first.
+pub const INTERNET_OTHER: (Ipv4Addr, Ipv6Addr) =
+    (Ipv4Addr::new(203, 0, 113, 11), Ipv6Addr::new(0x2001, 0xdb8, 0xff, 0, 0, 0, 0, 0x11));
 /// Where the Internet host serves HTTP and UDP.
 pub const INTERNET_PORTS: (u16, u16) = (80, 81);
 
@@ -224,14 +228,14 @@ impl Paths {
         self.dir.join("kubeconfig")
     }
 
-    /// For agents and the operator: the API server on the hub's address.
-    pub fn kubeconfig_nodes(&self) -> PathBuf {
-        self.dir.join("kubeconfig-nodes")
+    /// For agents: the API server on the hub's address.
+    pub fn kubeconfig_agent(&self) -> PathBuf {
+        self.dir.join("kubeconfig-agent")
     }
 
-    /// For pods: the API server on the hub's address of a family that they have.
-    pub fn kubeconfig_pods(&self) -> PathBuf {
-        self.dir.join("kubeconfig-pods")
+    /// For the operator: the same.
+    pub fn kubeconfig_operator(&self) -> PathBuf {
+        self.dir.join("kubeconfig-operator")
     }
 
     /// The ConfigMap as one file per key.

@@ -16,6 +16,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::Write as _;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::os::fd::AsFd as _;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -37,6 +38,7 @@ use crate::arrival;
 use crate::cluster::{CILIUM_NODES, CONFIG_MAPS, Cluster, KUBE_SYSTEM, PODS};
 use crate::control::{Answer, Located, NodeStatus, Request, Status};
 use crate::controllers;
+use crate::logs;
 use crate::network::Network;
 use crate::node;
 use crate::place::{CgroupDir, Place};
@@ -49,6 +51,8 @@ use crate::spec::{
 };
 use crate::streams::{Consoles, Streams};
 
+/// What the agent and the operator may do.
+const RIGHTS: &str = include_str!("../../../deploy/rbac.yaml");
 /// Cluster DNS as a workload.
 const CLUSTER_DNS: &str = include_str!("dns.yaml");
 /// The label of name servers.
@@ -148,9 +152,10 @@ async fn supervise(spec: &Spec, launcher: &mut Launcher) -> Result<()> {
     let cgroups = Cgroup::root()?.child(CGROUP)?.child(&spec.name)?;
     let network = Arc::new(Network::create(&paths)?);
     let consoles = Arc::new(Consoles::default());
-    let (api_server, port) = start_api_server(spec, &paths, &network, consoles.clone()).await?;
+    let (api_server, port) = start_api_server(&paths, &network, consoles.clone()).await?;
     let cluster = Cluster::new(api_server.api());
     seed(spec, &paths, &cluster)?;
+    write_kubeconfigs(&paths, &api_server, port)?;
     fs::write(paths.resolv_conf(), runner::etc::node_resolv_conf())?;
     told(launcher, format!("API server {}", api_url(&paths)?))?;
 
@@ -184,6 +189,8 @@ async fn supervise(spec: &Spec, launcher: &mut Launcher) -> Result<()> {
     tasks.spawn(controllers::run(api_server.api(), CancellationToken::new()));
     let senders = nodes.iter().map(|n| (n.node.name.clone(), n.pods.clone())).collect();
     tasks.spawn(dispatch_pods(cluster.clone(), senders));
+    let log_dir = paths.log("").parent().map(Path::to_owned);
+    tasks.spawn(logs::times::keep(log_dir.context("logs are in a directory")?));
     let dns_ready = cluster_dns.subscribe();
     tasks.spawn(find_cluster_dns(cluster.clone(), cluster_dns));
     tasks.spawn(route_pods(cluster.clone(), network.clone()));
@@ -267,7 +274,6 @@ async fn wait_ready(lab: &Lab, launcher: &mut Launcher) -> Result<()> {
 // API server
 
 async fn start_api_server(
-    spec: &Spec,
     paths: &Paths,
     network: &Network,
     consoles: Arc<Consoles>,
@@ -295,15 +301,32 @@ async fn start_api_server(
         ..apiserver::Config::default()
     })
     .await?;
-    let write = |path: &Path, address: IpAddr| -> Result<()> {
-        let url = format!("https://{}", SocketAddr::new(address, port));
-        fs::write(path, server.kubeconfig(&url, &format!("cilium-lab-{}", paths.name())))
-            .with_context(|| format!("write {}", path.display()))
-    };
-    write(&paths.kubeconfig(), Ipv4Addr::LOCALHOST.into())?;
-    write(&paths.kubeconfig_nodes(), HUB.0.into())?;
-    write(&paths.kubeconfig_pods(), pods_api_server(spec, port).ip())?;
+    let url = format!("https://{}", SocketAddr::new(Ipv4Addr::LOCALHOST.into(), port));
+    write_private(&paths.kubeconfig(), &server.kubeconfig(&url, &context_name(paths)))?;
     Ok((server, port))
+}
+
+fn context_name(paths: &Paths) -> String {
+    format!("cilium-lab-{}", paths.name())
+}
+
+/// How the lab's own programs reach the API server: each as itself, with its own rights.
+fn write_kubeconfigs(paths: &Paths, server: &ApiServer, port: u16) -> Result<()> {
+    let url = format!("https://{}", SocketAddr::new(HUB.0.into(), port));
+    for (path, account) in
+        [(paths.kubeconfig_agent(), "cilium"), (paths.kubeconfig_operator(), "cilium-operator")]
+    {
+        let name = context_name(paths);
+        let text = server.kubeconfig_of_service_account(&url, &name, KUBE_SYSTEM, account)?;
+        write_private(&path, &text)?;
+    }
+    Ok(())
+}
+
+fn write_private(path: &Path, text: &str) -> Result<()> {
+    let file = OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(path);
+    file.and_then(|mut file| file.write_all(text.as_bytes()))
+        .with_context(|| format!("write {}", path.display()))
 }
 
 /// Where pods find the API server: the hub, in a family that they have.
@@ -330,12 +353,14 @@ fn seed(spec: &Spec, paths: &Paths, cluster: &Cluster) -> Result<()> {
         "data": config,
     });
     cluster.apply(CONFIG_MAPS, map)?;
-    if !spec.dns {
-        return Ok(());
+    let mut manifests = vec![RIGHTS];
+    manifests.extend(spec.dns.then_some(CLUSTER_DNS));
+    for manifest in manifests {
+        let objects: Vec<Value> =
+            serde_saphyr::from_multiple(manifest).context("read a manifest")?;
+        objects.into_iter().try_for_each(|object| cluster.apply_manifest(object).map(drop))?;
     }
-    let manifest = CLUSTER_DNS.replace("NAME", paths.name());
-    let objects: Vec<Value> = serde_saphyr::from_multiple(&manifest).context("read dns.yaml")?;
-    objects.into_iter().try_for_each(|object| cluster.apply_manifest(object).map(drop))
+    Ok(())
 }
 
 /// Keeps the files of the ConfigMap as a kubelet does; agents read them when they start.
@@ -408,7 +433,7 @@ fn start_operator(
     let argv = vec![
         programs.path("cilium-operator"),
         format!("--config-dir={}", paths.config_dir().display()),
-        format!("--k8s-kubeconfig-path={}", paths.kubeconfig_nodes().display()),
+        format!("--k8s-kubeconfig-path={}", paths.kubeconfig_operator().display()),
     ];
     let network = network.clone();
     let (pid, running) = watch::channel(None);
@@ -530,7 +555,7 @@ fn start_node(
     let argv = vec![
         programs.path("cilium-agent"),
         format!("--config-dir={}", paths.config_dir().display()),
-        format!("--k8s-kubeconfig-path={}", paths.kubeconfig_nodes().display()),
+        format!("--k8s-kubeconfig-path={}", paths.kubeconfig_agent().display()),
     ];
     let (pid, agent) = watch::channel(None);
     let place = node.place.clone();

@@ -6,12 +6,19 @@
 
 mod connectivity;
 mod connectivity_test;
+mod containers;
 mod demo;
 mod dns;
 mod faults;
 mod health;
 mod life;
 mod pods;
+mod policy_faults;
+/// What policies mean, by the judge of the engine's own tests.
+#[path = "../../../policy/tests/reference/mod.rs"]
+mod policy_reference;
+mod policy_truth_table;
+mod probe;
 mod streams;
 mod volumes;
 mod world;

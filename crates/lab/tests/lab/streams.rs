@@ -206,7 +206,18 @@ fn logs(kubectl: &Kubectl<'_>) {
     let first = numbers[0];
     assert_eq!(numbers, (first..first + 5).collect::<Vec<_>>(), "{}", kubectl.program);
     kubectl.check(&["logs", "web", "-c", "side", "--limit-bytes=7"], "", "line 1\n", "", 0);
-    kubectl.check(&["logs", "web", "-c", "side", "--timestamps"], "", "", "does not know when", 1);
+    for flags in [&["--timestamps"][..], &["--timestamps", "--since=1h"]] {
+        let log = kubectl
+            .run(&[&["logs", "web", "-c", "side", "--limit-bytes=200"], flags].concat(), b"");
+        let first = String::from_utf8_lossy(&log.stdout).into_owned();
+        let (time, line) =
+            first.lines().next().and_then(|line| line.split_once(' ')).unwrap_or_default();
+        assert_eq!(line, "line 1", "{}", text(&log));
+        assert!(time.parse::<k8s_openapi::jiff::Timestamp>().is_ok(), "{}", text(&log));
+    }
+    let tomorrow = k8s_openapi::jiff::Timestamp::now() + std::time::Duration::from_secs(86_400);
+    let since = format!("--since-time={}", tomorrow.strftime("%Y-%m-%dT%H:%M:%SZ"));
+    kubectl.check(&["logs", "web", "-c", "side", &since], "", "", "", 0);
     kubectl.check(&["logs", "web", "-c", "side", "-p"], "", "", "not found", 1);
     // Each run has a log of its own; following one that has ended ends.
     kubectl.lab.eventually("the container has run twice", Duration::from_secs(90), || {
