@@ -1,16 +1,19 @@
 //! Events of the datapath, for whoever listens.
 //!
 //! The rings have one reader, and events cost the datapath next to nothing while nobody listens. So
-//! the reader exists only while there are listeners: the first one makes the programs send events,
+//! the reader exists only while there are listeners, of which Hubble's observer is one for good: the first one makes the programs send events,
 //! the last one makes them stop. Events are encoded once and shared by all listeners; one that cannot
 //! keep up loses events, is told how many, and never holds up the others.
 
 use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use abi::event::EventType;
+use api::hubble::flow::LostEventSource;
 use api::rest::monitor::{Frame, encode_event};
 use axum::body::Bytes;
+use flow::observer::Observer;
 use kernel::datapath::Datapath;
 use kernel::events::{EventRings, listen};
 use nix::errno::Errno;
@@ -26,14 +29,24 @@ const BATCH_LEN: usize = 512;
 /// Programs wake the reader when a ring begins to fill; fewer events than that wait this long.
 const POLL_INTERVAL_MS: u8 = 20;
 /// Everything that the programs can send.
-const EVENT_TYPES: [EventType; 4] =
-    [EventType::Drop, EventType::Debug, EventType::DebugCapture, EventType::Trace];
+const EVENT_TYPES: [EventType; 6] = [
+    EventType::Drop,
+    EventType::Debug,
+    EventType::DebugCapture,
+    EventType::Trace,
+    EventType::PolicyVerdict,
+    EventType::TraceSock,
+];
 
 /// Hands out events.
 #[derive(Default)]
 pub struct Monitor {
     listeners: Mutex<Vec<Listener>>,
     arrived: Notify,
+    /// Hubble's observer, which always listens, where there is one.
+    observer: Option<Arc<Observer>>,
+    /// Bits of the types of events that nobody wants, whoever listens.
+    unwanted: AtomicU64,
 }
 
 struct Listener {
@@ -43,6 +56,20 @@ struct Listener {
 }
 
 impl Monitor {
+    /// A monitor that hands everything to `observer` too, if there is one.
+    pub fn new(observer: Option<Arc<Observer>>) -> Self {
+        let monitor = Self { observer, ..Self::default() };
+        if monitor.observer.is_some() {
+            monitor.arrived.notify_one();
+        }
+        monitor
+    }
+
+    /// Hubble's observer, where there is one.
+    pub fn observer(&self) -> Option<&Observer> {
+        self.observer.as_deref()
+    }
+
     /// A new listener: batches of encoded frames.
     pub fn subscribe(&self) -> mpsc::Receiver<Bytes> {
         let (queue, receiver) = mpsc::channel(LISTENER_QUEUE_LEN);
@@ -54,6 +81,21 @@ impl Monitor {
     /// How many listen.
     pub fn listeners_len(&self) -> usize {
         self.listeners().len()
+    }
+
+    /// Whether events of this type are wanted at all; changes what the programs send at once.
+    pub fn set_wanted(&self, event: EventType, wanted: bool) {
+        let bit = event.listener_bit();
+        if wanted {
+            self.unwanted.fetch_and(!bit, Ordering::Relaxed);
+        } else {
+            self.unwanted.fetch_or(bit, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether events of this type are handed out when somebody listens.
+    pub fn wants(&self, event: EventType) -> bool {
+        self.unwanted.load(Ordering::Relaxed) & event.listener_bit() == 0
     }
 
     fn listeners(&self) -> MutexGuard<'_, Vec<Listener>> {
@@ -82,7 +124,7 @@ impl Monitor {
                 Err(mpsc::error::TrySendError::Closed(_)) => false,
             }
         });
-        !listeners.is_empty()
+        !listeners.is_empty() || self.observer.is_some()
     }
 }
 
@@ -118,21 +160,36 @@ fn read(stop: &CancellationToken, monitor: &Monitor, datapath: &Datapath) -> Res
     let text = |error: &dyn std::error::Error| error.to_string();
     let maps = &datapath.maps;
     let mut rings = EventRings::new(&maps.events).map_err(|e| text(&e))?;
-    listen(&maps.runtime_config, &EVENT_TYPES).map_err(|e| text(&e))?;
     let _silence = Silence(datapath);
-    let mut lost_before = maps.events.lost().map_err(|e| text(&e))?;
+    let mut listened = Vec::new();
+    let mut lost_before = maps.events.lost_per_cpu().map_err(|e| text(&e))?;
     let mut now_ns = 0;
     while !stop.is_cancelled() {
+        let wanted: Vec<_> =
+            EVENT_TYPES.into_iter().filter(|event| monitor.wants(*event)).collect();
+        if wanted != listened {
+            listen(&maps.runtime_config, &wanted).map_err(|e| text(&e))?;
+            listened = wanted;
+        }
         match poll(&mut [PollFd::new(rings.as_fd(), PollFlags::POLLIN)], POLL_INTERVAL_MS) {
             Ok(_) | Err(Errno::EINTR) => {}
             Err(errno) => return Err(text(&errno)),
         }
         loop {
             let mut batch = Vec::new();
+            let is_heard = monitor.listeners_len() > 0;
+            let mut intake = monitor.observer.as_deref().map(Observer::intake);
+            let clock = WallClock::now();
             let count = rings.drain(BATCH_LEN, |event| {
                 now_ns = event.timestamp_ns;
-                encode_event(event.timestamp_ns, event.payload, &mut batch);
+                if let Some(intake) = &mut intake {
+                    intake.event(clock.at(event.timestamp_ns), event.cpu, event.payload);
+                }
+                if is_heard {
+                    encode_event(event.timestamp_ns, event.payload, &mut batch);
+                }
             });
+            drop(intake);
             if !monitor.publish(&batch.into(), count as u64, now_ns) {
                 return Ok(());
             }
@@ -140,13 +197,37 @@ fn read(stop: &CancellationToken, monitor: &Monitor, datapath: &Datapath) -> Res
                 break;
             }
         }
-        let lost = maps.events.lost().map_err(|e| text(&e))?;
-        if lost > lost_before {
-            monitor.publish(&lost_frame(lost - lost_before, now_ns), 0, now_ns);
+        let lost = maps.events.lost_per_cpu().map_err(|e| text(&e))?;
+        let mut total = 0;
+        for (cpu, (now, before)) in (0..).zip(lost.iter().zip(&lost_before)) {
+            let count = now.saturating_sub(*before);
+            if let (Some(observer), 1..) = (&monitor.observer, count) {
+                observer.lost(LostEventSource::PerfEventRingBuffer, count, Some(cpu));
+            }
+            total += count;
+        }
+        if total > 0 {
+            monitor.publish(&lost_frame(total, now_ns), 0, now_ns);
             lost_before = lost;
         }
     }
     Ok(())
+}
+
+/// When something of CLOCK_MONOTONIC was, by the clock on the wall.
+struct WallClock {
+    monotonic_ns: u64,
+    wall_ns: u64,
+}
+
+impl WallClock {
+    fn now() -> Self {
+        Self { monotonic_ns: kernel::clock::monotonic_ns(), wall_ns: flow::observer::now_ns() }
+    }
+
+    fn at(&self, monotonic_ns: u64) -> u64 {
+        self.wall_ns.saturating_sub(self.monotonic_ns.saturating_sub(monotonic_ns))
+    }
 }
 
 /// Makes the programs stop sending events when it goes.

@@ -1,8 +1,10 @@
-//! `/endpoint`: the pods of this node.
+//! `/endpoint`: the pods of this node, and the node itself, which nobody creates or deletes.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use abi::policy::POLICY_SLOT_NONE;
 use api::rest::{
     AddressPair, Endpoint as ApiEndpoint, EndpointBatchDeleteRequest, EndpointChangeRequest,
     EndpointHealth, EndpointIdentifiers, EndpointNetworking, EndpointPolicy, EndpointPolicyStatus,
@@ -12,21 +14,30 @@ use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
-use model::{EndpointState, Labels, Mac};
+use model::{EndpointId, EndpointState, IdentityId, Labels, Mac};
+use policy::{Direction, EntryVerdict};
 use sha2::{Digest, Sha512_256};
 
+use super::policy::{AUDIT_OPTION, on_or_off};
 use super::{Agent, Refused, Shared, host_addressing};
-use crate::endpoint::{CreateError, find};
+use crate::base::HOST_DEVICE;
+use crate::controllers::LocalNode;
+use crate::endpoint::{CreateError, HOST_ENDPOINT_ID, find};
 use crate::identity::Identity;
 use crate::k8s::watch::chain;
-use crate::tables::{Endpoint, EndpointSpec};
+use crate::tables::{Endpoint, EndpointSpec, enforcement};
 
 /// How long a plugin waits for an agent that is starting before it is sent away.
 const READY_PATIENCE: Duration = Duration::from_secs(15);
 
 /// `GET /endpoint`
 pub(super) async fn list(State(agent): Shared) -> Json<Vec<ApiEndpoint>> {
-    Json(agent.endpoints.table().snapshot().rows().map(|row| describe(&agent, row)).collect())
+    let pods = agent.endpoints.table().snapshot();
+    let all = std::iter::once(&host_endpoint(&agent.node))
+        .chain(pods.rows().map(|row| &**row))
+        .map(|endpoint| describe(&agent, endpoint))
+        .collect();
+    Json(all)
 }
 
 /// `GET /endpoint/{id}`
@@ -35,7 +46,11 @@ pub(super) async fn show(
     Path(id): Path<String>,
 ) -> Result<Json<ApiEndpoint>, Refused> {
     let endpoint = one(&agent, &id)?;
-    Ok(Json(describe(&agent, &endpoint)))
+    let mut shown = describe(&agent, &endpoint);
+    shown.status.policy = whole_policy_status(&agent, &endpoint);
+    let audit = agent.policies.engine.lock().is_audited(endpoint.id);
+    shown.spec.options = [(AUDIT_OPTION.to_owned(), on_or_off(audit))].into();
+    Ok(Json(shown))
 }
 
 /// `PUT /endpoint/{id}`
@@ -69,6 +84,9 @@ pub(super) async fn patch(
     Json(request): Json<EndpointChangeRequest>,
 ) -> Result<StatusCode, Refused> {
     let endpoint = one(&agent, &id)?;
+    if endpoint.id.number() == HOST_ENDPOINT_ID {
+        return Err(Refused::bad_request(format!("endpoint {id}: the node's labels are fixed")));
+    }
     let labels = parse_labels(&request.labels)?;
     let changed = agent.endpoints.change_labels(&endpoint, &labels).await;
     changed.map(|()| StatusCode::OK).map_err(|error| refused(&error))
@@ -130,8 +148,11 @@ pub(super) async fn log(
     one(&agent, &id).map(|_| Json(Vec::new()))
 }
 
-fn one(agent: &Agent, id: &str) -> Result<Arc<Endpoint>, Refused> {
+pub(super) fn one(agent: &Agent, id: &str) -> Result<Arc<Endpoint>, Refused> {
     let which: EndpointRef = id.parse().map_err(Refused::bad_request)?;
+    if matches!(which, EndpointRef::Local(id) if id.number() == HOST_ENDPOINT_ID) {
+        return Ok(Arc::new(host_endpoint(&agent.node)));
+    }
     let found = find(&agent.endpoints.table().snapshot(), &which).into_iter().next();
     found.ok_or_else(|| Refused::not_found(format!("there is no endpoint {which}")))
 }
@@ -191,17 +212,42 @@ fn parse_labels(texts: &[String]) -> Result<Labels, Refused> {
     labels.map_err(|error| Refused::bad_request(format!("labels: {error}")))
 }
 
+/// The node as an endpoint. Its addresses are not those of an endpoint: Cilium shows none.
+fn host_endpoint(node: &LocalNode) -> Endpoint {
+    let labels = IdentityId::HOST.reserved_labels().expect("the host's identity is reserved");
+    let spec = EndpointSpec {
+        interface: HOST_DEVICE.to_owned(),
+        ifindex: node.host_ifindex,
+        mac: node.host_mac,
+        host_mac: node.host_mac,
+        addresses: Vec::new(),
+        container_id: String::new(),
+        container_interface: String::new(),
+        pod_namespace: String::new(),
+        pod_name: String::new(),
+        pod_uid: String::new(),
+        netns_cookie: None,
+    };
+    Endpoint {
+        id: EndpointId::new(HOST_ENDPOINT_ID).expect("in range"),
+        state: EndpointState::Ready,
+        spec: Arc::new(spec),
+        identity: Identity { id: IdentityId::HOST, labels: Arc::new(labels) },
+    }
+}
+
 /// An endpoint as the API shows it.
 fn describe(agent: &Agent, endpoint: &Endpoint) -> ApiEndpoint {
     let spec = &endpoint.spec;
+    // What the agent made for itself has no attachment that a runtime could collect.
+    let is_own = [IdentityId::HOST, IdentityId::HEALTH].contains(&endpoint.identity.id);
     let pod = spec.pod().map(|pod| pod.to_string()).unwrap_or_default();
-    let policy = EndpointPolicy { policy_enabled: "none".to_owned(), ..EndpointPolicy::default() };
     ApiEndpoint {
         id: endpoint.id.number().into(),
         status: EndpointStatus {
             state: endpoint.state,
             external_identifiers: EndpointIdentifiers {
-                cni_attachment_id: spec.attachment(),
+                cni_attachment_id: if is_own { String::new() } else { spec.attachment() },
                 container_id: spec.container_id.clone(),
                 cep_name: pod.clone(),
                 k8s_namespace: spec.pod_namespace.clone(),
@@ -219,12 +265,65 @@ fn describe(agent: &Agent, endpoint: &Endpoint) -> ApiEndpoint {
                 mac: spec.mac.to_string(),
                 host_mac: spec.host_mac.to_string(),
             },
-            policy: EndpointPolicyStatus { realized: policy.clone(), spec: policy },
+            policy: policy_status(agent, endpoint),
             health: health(endpoint),
             ..EndpointStatus::default()
         },
         ..ApiEndpoint::default()
     }
+}
+
+/// The policy of an endpoint: as its row says, and as the engine has it. Who may pass is in the answer
+/// for one endpoint only.
+fn policy_status(agent: &Agent, endpoint: &Endpoint) -> EndpointPolicyStatus {
+    let in_use = |slot| (slot != POLICY_SLOT_NONE).then_some(slot);
+    let row = agent.policies.table.get(&endpoint.id);
+    let realized = row.map(|row| EndpointPolicy {
+        policy_enabled: enforcement(row.flags),
+        policy_revision: row.revision as i64,
+        slot: in_use(row.slot),
+        ..EndpointPolicy::default()
+    });
+    let engine = agent.policies.engine.lock();
+    let (slot, flags, entries) = engine.pointed(endpoint.id).unwrap_or_default();
+    let spec = EndpointPolicy {
+        policy_enabled: enforcement(flags),
+        policy_revision: engine.repository().revision() as i64,
+        slot: in_use(slot),
+        entries: entries as u64,
+        lockdown: engine.lockdown(endpoint.id).map(|why| why.0.clone()).unwrap_or_default(),
+        ..EndpointPolicy::default()
+    };
+    EndpointPolicyStatus { realized: realized.unwrap_or_else(|| spec.clone()), spec }
+}
+
+/// The same, with who may pass.
+fn whole_policy_status(agent: &Agent, endpoint: &Endpoint) -> EndpointPolicyStatus {
+    let mut status = policy_status(agent, endpoint);
+    let engine = agent.policies.engine.lock();
+    let map = engine.subject(endpoint.id).and_then(|subject| engine.repository().map(subject));
+    let Some(map) = map else { return status };
+    let of = |direction, denied| {
+        let entries = map.entries().iter();
+        let wanted = entries.filter(|(key, entry)| {
+            key.direction == direction && (entry.verdict == EntryVerdict::Deny) == denied
+        });
+        let identities: BTreeSet<i64> = wanted.map(|(key, _)| key.peer.0.into()).collect();
+        identities.into_iter().collect::<Vec<_>>()
+    };
+    status.spec.allowed_ingress_identities = of(Direction::Ingress, false);
+    status.spec.allowed_egress_identities = of(Direction::Egress, false);
+    status.spec.denied_ingress_identities = of(Direction::Ingress, true);
+    status.spec.denied_egress_identities = of(Direction::Egress, true);
+    status.spec.policies = super::policy::policies_of(&engine, endpoint.id);
+    if status.realized.slot == status.spec.slot {
+        status.realized = EndpointPolicy {
+            policy_revision: status.realized.policy_revision,
+            policy_enabled: status.realized.policy_enabled,
+            ..status.spec.clone()
+        };
+    }
+    status
 }
 
 /// Addresses as the API writes them.
@@ -277,5 +376,69 @@ fn health(endpoint: &Endpoint) -> EndpointHealth {
         policy: word.to_owned(),
         connected: endpoint.state == EndpointState::Ready,
         overall_health: word.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request() -> EndpointChangeRequest {
+        serde_json::from_value(serde_json::json!({
+            "addressing": {"ipv4": "10.0.1.7", "ipv6": "fd00::7"},
+            "mac": "02:00:00:00:00:01", "host-mac": "02:00:00:00:00:02",
+            "interface-name": "lxc1", "interface-index": 9,
+            "container-id": "in-the-body", "container-interface-name": "eth1",
+            "k8s-namespace": "default", "k8s-pod-name": "web", "k8s-uid": "u",
+            "labels": ["k8s:app=web"],
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn the_path_says_which_container() {
+        for (which, container, interface) in [
+            ("cni-attachment-id:c1:eth0", "c1", "eth0"),
+            ("container-id:c2", "c2", "eth1"),
+            ("7", "in-the-body", "eth1"),
+        ] {
+            let Ok((spec, labels)) = parse(&which.parse().unwrap(), request()) else {
+                panic!("{which} is refused")
+            };
+            assert_eq!((&*spec.container_id, &*spec.container_interface), (container, interface));
+            assert_eq!(spec.addresses.len(), 2);
+            assert_eq!(labels.to_strings(), ["k8s:app=web"]);
+        }
+    }
+
+    #[test]
+    fn refusals_name_the_field() {
+        type Spoil = fn(&mut EndpointChangeRequest);
+        let spoilt: [(&str, Spoil); 4] = [
+            ("addressing", |request| request.addressing.ipv4 = "10.0.1".into()),
+            ("mac", |request| request.mac = "02:00".into()),
+            ("host-mac", |request| request.host_mac = String::new()),
+            ("labels", |request| request.labels = vec![String::new()]),
+        ];
+        for (field, spoil) in spoilt {
+            let mut request = request();
+            spoil(&mut request);
+            let Err(refused) = parse(&EndpointRef::Container("c".into()), request) else {
+                panic!("{field} is taken")
+            };
+            assert_eq!(refused.status, StatusCode::BAD_REQUEST);
+            assert!(refused.message.starts_with(&format!("{field}: ")), "{}", refused.message);
+        }
+    }
+
+    #[test]
+    fn errors_have_their_status() {
+        for (error, status) in [
+            (CreateError::Exhausted, StatusCode::TOO_MANY_REQUESTS),
+            (CreateError::Late, StatusCode::SERVICE_UNAVAILABLE),
+            (CreateError::Deleted, StatusCode::CONFLICT),
+        ] {
+            assert_eq!(refused(&error).status, status, "{error}");
+        }
     }
 }

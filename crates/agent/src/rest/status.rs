@@ -2,11 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use api::config::RoutingMode;
+use abi::event::EventType;
+use api::config::{Config, RoutingMode};
 use api::rest::{
     BpfMapProperties, BpfMapStatus, ClusterStatus, CniChainingStatus, ControllerStatus,
     ControllerStatusValue, DaemonConfiguration, DaemonConfigurationSpec, DaemonConfigurationStatus,
-    EncryptionStatus, HostFirewall, HubbleStatus, IdentityRange, IpamStatus, K8sStatus,
+    EncryptionStatus, HostFirewall, HubbleObserver, HubbleStatus, IdentityRange, IpamStatus, K8sStatus,
     KubeProxyReplacement, Masquerading, MonitorStatus, Routing, Status, StatusResponse,
     StatusState,
 };
@@ -14,9 +15,11 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
 use model::IdentityId;
+use policy::EnforcementMode;
 use statedb::job::{Health, State as JobState};
 
 use super::listing::describe_node;
+use super::policy::{AUDIT_OPTION, parse_switch};
 use super::{Agent, Refused, Shared, host_addressing};
 
 /// `GET /healthz`; with the header `brief: true` only the sum.
@@ -80,7 +83,7 @@ pub(super) fn full(agent: &Agent) -> StatusResponse {
         }),
         ipam: Some(ipam(agent)),
         controllers: agent.health.snapshot().rows().map(|job| controller(job)).collect(),
-        hubble: Some(HubbleStatus { state: StatusState::Disabled, msg: String::new() }),
+        hubble: Some(hubble(agent)),
         masquerading: Some(Masquerading { enabled: false, mode: String::new() }),
         routing: Some(Routing {
             intra_host_routing_mode: "BPF".to_owned(),
@@ -126,6 +129,27 @@ const PAGE_BYTES: u32 = 4096;
 
 /// Jobs that follow the API server.
 const WATCH_PREFIX: &str = "watch-";
+
+fn hubble(agent: &Agent) -> HubbleStatus {
+    let Some(observer) = agent.monitor.observer() else {
+        return HubbleStatus { state: StatusState::Disabled, ..HubbleStatus::default() };
+    };
+    let figures = observer.figures();
+    let percent = figures.kept as f64 * 100.0 / figures.capacity.max(1) as f64;
+    HubbleStatus {
+        state: StatusState::Ok,
+        msg: format!(
+            "Current/Max Flows: {}/{} ({percent:.2}%), Flows/s: {:.2}",
+            figures.kept, figures.capacity, figures.rate
+        ),
+        observer: Some(HubbleObserver {
+            current_flows: figures.kept,
+            max_flows: figures.capacity,
+            seen_flows: figures.seen,
+            uptime: format!("{}s", figures.uptime.as_secs()),
+        }),
+    }
+}
 
 fn kubernetes(agent: &Agent) -> K8sStatus {
     let jobs = agent.health.snapshot();
@@ -203,37 +227,159 @@ pub(super) async fn config(State(agent): Shared) -> Json<DaemonConfiguration> {
     })
 }
 
-/// `PATCH /config`: what can be changed at run time, which so far is nothing but saying the same.
+/// `PATCH /config`: what can be changed at run time: where policy is enforced, whether what it denies
+/// passes, and which events the datapath sends, of those that its programs were loaded with. Everything is done, or nothing.
 pub(super) async fn patch_config(
     State(agent): Shared,
     Json(wanted): Json<DaemonConfigurationSpec>,
 ) -> Result<StatusCode, Refused> {
     let current = mutable_options(&agent);
+    let mut changes = Vec::new();
+    let mut audit = None;
     for (key, value) in &wanted.options {
-        if current.options.get(key) != Some(value) {
-            let message = format!(
-                "option {key} cannot be changed while the agent runs; set it in the ConfigMap cilium-config and restart the agent"
-            );
-            return Err(Refused::bad_request(message));
+        if current.options.get(key) == Some(value) {
+            continue;
         }
+        if key == AUDIT_OPTION {
+            audit = Some(parse_switch(key, value)?);
+            continue;
+        }
+        let option = event_options(&agent.config).into_iter().find(|option| option.key == key);
+        changes.push(change(key, value, option).map_err(Refused::bad_request)?);
     }
-    if !matches!(wanted.policy_enforcement.as_str(), "" | "default") {
-        return Err(Refused::bad_request("policy-enforcement: policy is not supported yet"));
+    let mode = parse_mode(&wanted.policy_enforcement)?;
+    let mut engine = agent.policies.engine.lock();
+    mode.into_iter().for_each(|mode| engine.set_mode(mode));
+    audit.into_iter().for_each(|audit| engine.set_audit(audit));
+    drop(engine);
+    agent.policies.engine.recompute();
+    for (option, on) in changes {
+        option.events.iter().for_each(|event| agent.monitor.set_wanted(*event, on));
+        tracing::info!(option = option.key, on, "Changed an option");
     }
     Ok(StatusCode::OK)
 }
 
+/// A mode of enforcement; none for the empty word.
+fn parse_mode(word: &str) -> Result<Option<EnforcementMode>, Refused> {
+    match word {
+        "" => Ok(None),
+        "default" => Ok(Some(EnforcementMode::Default)),
+        "always" => Ok(Some(EnforcementMode::Always)),
+        "never" => Ok(Some(EnforcementMode::Never)),
+        other => Err(Refused::bad_request(format!(
+            "policy-enforcement: {other:?} is no mode; write default, always or never"
+        ))),
+    }
+}
+
+/// An option that decides about events.
+struct EventOption {
+    key: &'static str,
+    /// The key of the configuration that decides whether the programs have these events at all.
+    loaded_by: &'static str,
+    is_loaded: bool,
+    events: &'static [EventType],
+}
+
+fn event_options(config: &Config) -> [EventOption; 3] {
+    [
+        EventOption {
+            key: "Debug",
+            loaded_by: "debug",
+            is_loaded: config.debug,
+            events: &[EventType::Debug, EventType::DebugCapture],
+        },
+        EventOption {
+            key: "DropNotification",
+            loaded_by: "bpf-events-drop-enabled",
+            is_loaded: config.bpf_events_drop_enabled,
+            events: &[EventType::Drop],
+        },
+        EventOption {
+            key: "TraceNotification",
+            loaded_by: "bpf-events-trace-enabled",
+            is_loaded: config.bpf_events_trace_enabled,
+            events: &[EventType::Trace],
+        },
+    ]
+}
+
+/// What is to be done for `key=value`, or why it cannot be.
+fn change(
+    key: &str,
+    value: &str,
+    option: Option<EventOption>,
+) -> Result<(EventOption, bool), String> {
+    let Some(option) = option else {
+        return Err(format!(
+            "option {key} cannot be changed while the agent runs; set it in the ConfigMap cilium-config and restart the agent"
+        ));
+    };
+    let on = match value.to_ascii_lowercase().as_str() {
+        "enabled" | "enable" | "true" | "on" | "1" => true,
+        "disabled" | "disable" | "false" | "off" | "0" => false,
+        _ => return Err(format!("option {key}: {value:?} is neither Enabled nor Disabled")),
+    };
+    if on && !option.is_loaded {
+        return Err(format!(
+            "option {key}: the datapath was loaded without it; set {}=true in the ConfigMap cilium-config and restart the agent",
+            option.loaded_by
+        ));
+    }
+    Ok((option, on))
+}
+
 fn mutable_options(agent: &Agent) -> DaemonConfigurationSpec {
     let word = |on: bool| if on { "Enabled" } else { "Disabled" }.to_owned();
-    let config = &agent.config;
-    let options = [
-        ("Debug", word(config.debug)),
-        ("DropNotification", word(config.bpf_events_drop_enabled)),
-        ("TraceNotification", word(config.bpf_events_trace_enabled)),
-        ("MonitorAggregationLevel", config.monitor_aggregation.to_string()),
-    ];
+    let state = |option: &EventOption| {
+        option.is_loaded && option.events.iter().all(|event| agent.monitor.wants(*event))
+    };
+    let events = event_options(&agent.config);
+    let aggregation = ("MonitorAggregationLevel", agent.config.monitor_aggregation.to_string());
+    let options = events.iter().map(|option| (option.key, word(state(option))));
+    let engine = agent.policies.engine.lock();
+    let policy_enforcement = match engine.options().repository.mode {
+        EnforcementMode::Default => "default",
+        EnforcementMode::Always => "always",
+        EnforcementMode::Never => "never",
+    };
+    let audit = (AUDIT_OPTION, word(engine.options().audit));
     DaemonConfigurationSpec {
-        options: options.into_iter().map(|(key, value)| (key.to_owned(), value)).collect(),
-        policy_enforcement: "default".to_owned(),
+        options: options.chain([aggregation, audit]).map(|(key, value)| (key.to_owned(), value)).collect(),
+        policy_enforcement: policy_enforcement.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `DropNotification` is loaded, `TraceNotification` is not.
+    fn check(key: &str, value: &str) -> Result<bool, String> {
+        let mut config = Config::default();
+        config.bpf_events_drop_enabled = true;
+        config.bpf_events_trace_enabled = false;
+        let option = event_options(&config).into_iter().find(|option| option.key == key);
+        change(key, value, option).map(|(_, on)| on)
+    }
+
+    #[test]
+    fn events_that_are_loaded_can_be_switched() {
+        assert_eq!(check("DropNotification", "Disabled"), Ok(false));
+        assert_eq!(check("DropNotification", "true"), Ok(true));
+        assert_eq!(check("TraceNotification", "off"), Ok(false));
+    }
+
+    #[test]
+    fn refusals_name_the_key_and_what_to_do() {
+        for (key, value, words) in [
+            ("TraceNotification", "Enabled", "set bpf-events-trace-enabled=true in the ConfigMap"),
+            ("DropNotification", "maybe", "\"maybe\" is neither Enabled nor Disabled"),
+            ("MonitorAggregationLevel", "none", "cannot be changed while the agent runs"),
+        ] {
+            let refusal = check(key, value).unwrap_err();
+            assert!(refusal.contains(key) && refusal.contains(words), "{refusal}");
+        }
     }
 }

@@ -177,6 +177,34 @@ fn without_the_api_server_traffic_and_known_pods_go_on() {
     });
 }
 
+/// The agent before it left all that is needed but the new pod's labels, which it learns when it can.
+#[test]
+fn an_agent_that_restarts_without_the_api_server_adds_pods() {
+    if !can_run("an_agent_that_restarts_without_the_api_server_adds_pods") {
+        return;
+    }
+    let lab = Lab::up(2, &[], &three_pods());
+    let streams = streams(&lab);
+    lab.run("api-server", &["stop"]);
+    kill_agent(&lab, 1);
+    lab.create(vec![pod("new", Some(1))]);
+    lab.run("api-server", &["resume"]);
+    assert_nothing_lost(&lab, streams);
+    let identity = |name: &str| {
+        let path = "jsonpath={.status.identity.id}";
+        lab.try_kubectl(&["get", "ciliumendpoints", name, "-o", path], "")
+    };
+    let labelled = identity("client").unwrap();
+    lab.eventually("the new pod has the identity of its labels", PATIENCE, || {
+        identity("new").as_deref() == Ok(labelled.as_str())
+    });
+    for address in lab.addresses("new") {
+        for sender in ["client", "near", "far"] {
+            lab.exec(sender, &["ping", "-c1", "-W20", &address.to_string()]);
+        }
+    }
+}
+
 #[test]
 fn an_exhausted_pool_says_so_and_leaks_nothing() {
     if !can_run("an_exhausted_pool_says_so_and_leaks_nothing") {
