@@ -80,9 +80,11 @@ impl IdentityId {
     }
 
     /// The labels of a reserved identity. In dual-stack clusters `world` is split in two that keep
-    /// its label only by selection, so each has its own name here.
+    /// its label only by selection, so each has its own name here. The API server is on a node.
     pub fn reserved_labels(self) -> Option<Labels> {
-        Some(Labels::from_iter([Label::reserved(self.reserved_name()?)]))
+        let own = Label::reserved(self.reserved_name()?);
+        let of_node = (self == Self::KUBE_APISERVER).then(|| Label::reserved("remote-node"));
+        Some([own].into_iter().chain(of_node).collect())
     }
 
     /// How far the identity is known.

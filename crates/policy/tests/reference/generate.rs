@@ -400,7 +400,7 @@ fn peer_selector(random: &mut Random) -> Value {
             json!({"matchLabels": {(format!("k8s:{CLUSTER}")): random.one_of(&["default", "other"])}})
         }
         14 => {
-            json!({"matchLabels": {(format!("reserved:{}", random.one_of(&["host", "remote-node", "world", "health"]))): ""}})
+            json!({"matchLabels": {(format!("reserved:{}", random.one_of(&["host", "remote-node", "world-ipv4", "health"]))): ""}})
         }
         _ => json!({"matchLabels": {"app": app}, "matchExpressions": [expression(random)]}),
     }

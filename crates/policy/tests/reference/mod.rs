@@ -381,8 +381,8 @@ impl Party {
             }
             Kind::Reserved(name) => Labels::reserved(&[name]),
             Kind::World => Labels::reserved(match self.address {
-                IpAddr::V4(_) => &["world", "world-ipv4"],
-                IpAddr::V6(_) => &["world", "world-ipv6"],
+                IpAddr::V4(_) => &["world-ipv4"],
+                IpAddr::V6(_) => &["world-ipv6"],
             }),
         }
     }

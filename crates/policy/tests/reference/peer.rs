@@ -32,9 +32,10 @@ pub(super) fn of_cilium(item: &Value, case: &Case<'_>, namespace: Option<&str>) 
     if by_endpoints || by_cidr || by_set || by_entity || by_node {
         return Covers::Yes;
     }
-    match !list(clause("FQDNs")).is_empty() && matches!(case.peer.kind, Kind::World) {
-        true => Covers::Conditionally,
-        false => Covers::No,
+    // A name may stand for anybody.
+    match list(clause("FQDNs")).is_empty() {
+        true => Covers::No,
+        false => Covers::Conditionally,
     }
 }
 
