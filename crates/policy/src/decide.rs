@@ -23,7 +23,12 @@ impl Level {
     const NORMAL: u32 = 0x40_0000;
     const BASELINE: u32 = 0x80_0000;
 
-    pub(crate) fn new(tier: Tier, priority: u32) -> Self {
+    /// When a clause of this tier and priority is asked that says this. One that is not enforced yet
+    /// only says why there is no allow: what holds by default beats it.
+    pub(crate) fn of(says: Says, tier: Tier, priority: u32) -> Self {
+        if says == Says::Verdict(EntryVerdict::NotEnforced) {
+            return Self::DEFAULT;
+        }
         match tier {
             Tier::Admin => Self(priority),
             Tier::Normal => Self(Self::NORMAL + priority),
@@ -196,11 +201,12 @@ mod tests {
     const HTTP: PortPrefix = PortPrefix::port(Protocol::TCP, 80);
 
     fn item(ports: PortPrefix, tier: Tier, verdict: EntryVerdict, rule: u32) -> Item<u32> {
-        Item { ports, level: Level::new(tier, 0), says: Says::Verdict(verdict), rule }
+        let says = Says::Verdict(verdict);
+        Item { ports, level: Level::of(says, tier, 0), says, rule }
     }
 
     fn pass(ports: PortPrefix, rule: u32) -> Item<u32> {
-        Item { ports, level: Level::new(Tier::Admin, 0), says: Says::Pass, rule }
+        Item { ports, level: Level::of(Says::Pass, Tier::Admin, 0), says: Says::Pass, rule }
     }
 
     #[track_caller]
@@ -255,7 +261,8 @@ mod tests {
         let allow = item(TCP, Tier::Normal, Allow, 2);
         assert_eq!(decide(&[pass(TCP, 1), allow]).verdict, Some(Allow));
         assert_eq!(decide(&[pass(TCP, 1)]).verdict, None);
-        let later = Item { level: Level::new(Tier::Admin, 5), ..item(TCP, Tier::Admin, Deny, 3) };
+        let level = Level::of(Says::Verdict(Deny), Tier::Admin, 5);
+        let later = Item { level, ..item(TCP, Tier::Admin, Deny, 3) };
         assert_eq!(decide(&[pass(TCP, 1), later, allow]).rules, [2]);
     }
 

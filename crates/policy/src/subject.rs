@@ -335,7 +335,7 @@ impl SubjectState {
         }
         for clause in &rule.clauses[direction] {
             let reference = Arc::new(RuleReference::of_clause(policy, rule, clause));
-            let level = Level::new(rule.tier, clause.priority);
+            let level = |says| Level::of(says, rule.tier, clause.priority);
             // Ports that differ in nothing else become one contribution.
             let mut grouped: Vec<(About<'_>, Says, Vec<PortPrefix>)> = Vec::new();
             for part in parts(clause, rule.default_deny[direction]) {
@@ -350,7 +350,8 @@ impl SubjectState {
                         };
                         let says = part.says;
                         let rule = Some(reference.clone());
-                        let add = |source| Contribution { source, ports, level, says, rule };
+                        let add =
+                            |source| Contribution { source, ports, level: level(says), says, rule };
                         self.add_selected(direction, at, &spec, add, surroundings);
                         continue;
                     }
@@ -378,7 +379,7 @@ impl SubjectState {
                 }
                 let ports = Ports::Prefixes(prefixes.into());
                 let rule = Some(reference.clone());
-                let add = |source| Contribution { source, ports, level, says, rule };
+                let add = |source| Contribution { source, ports, level: level(says), says, rule };
                 match about {
                     About::Anybody => {
                         self.add_contribution(direction, Some(at), add(Source::Fixed(ANY)));

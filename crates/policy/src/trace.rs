@@ -414,7 +414,7 @@ impl Repository {
                     }
                     items.push(Item {
                         ports: PortPrefix::ALL,
-                        level: Level::new(rule.tier, clause.priority),
+                        level: Level::of(part.says, rule.tier, clause.priority),
                         says: part.says,
                         rule: Because::Rule(covering.len()),
                     });
