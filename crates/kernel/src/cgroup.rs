@@ -2,8 +2,14 @@
 
 use std::{
     fs, io,
+    os::{fd::AsFd, unix::fs::FileExt},
     path::{Path, PathBuf},
 };
+
+use nix::poll::{PollFd, PollFlags, poll};
+
+/// How long processes may take to freeze: one that waits for a disk freezes when the disk answers.
+const FREEZE_TIMEOUT_MS: u16 = 10_000;
 
 /// Why something about a control group failed.
 #[derive(Debug, thiserror::Error)]
@@ -84,6 +90,31 @@ impl Cgroup {
             .map_err(|source| self.failed("kill the processes of", source))
     }
 
+    /// Freezes every process in the group and below it, or lets them go on; returns when it is so.
+    pub fn set_frozen(&self, frozen: bool) -> Result<(), CgroupError> {
+        let failed = |source| self.failed("freeze the processes of", source);
+        fs::write(self.path.join("cgroup.freeze"), if frozen { "1" } else { "0" })
+            .map_err(failed)?;
+        let events = fs::File::open(self.path.join("cgroup.events")).map_err(failed)?;
+        loop {
+            let text = read_again(&events).map_err(failed)?;
+            if is_frozen(&text) == frozen {
+                return Ok(());
+            }
+            // The file says so when its content has changed since it was read.
+            let mut waiting = [PollFd::new(events.as_fd(), PollFlags::POLLPRI)];
+            if poll(&mut waiting, FREEZE_TIMEOUT_MS).map_err(|errno| failed(errno.into()))? == 0 {
+                return Err(failed(io::ErrorKind::TimedOut.into()));
+            }
+        }
+    }
+
+    /// Whether the group's processes are frozen, by themselves or with a group above.
+    pub fn is_frozen(&self) -> bool {
+        let events = fs::read_to_string(self.path.join("cgroup.events")).unwrap_or_default();
+        is_frozen(&events)
+    }
+
     /// Removes the group with all groups below. Fails with `ResourceBusy` while processes are
     /// in them. A group that is not there is fine.
     pub fn remove(&self) -> Result<(), CgroupError> {
@@ -107,6 +138,16 @@ impl Cgroup {
     fn failed(&self, action: &'static str, source: io::Error) -> CgroupError {
         CgroupError::File { action, path: self.path.clone(), source }
     }
+}
+
+fn is_frozen(events: &str) -> bool {
+    events.lines().any(|line| line == "frozen 1")
+}
+
+fn read_again(file: &fs::File) -> io::Result<String> {
+    let mut text = [0; 256];
+    let len = file.read_at(&mut text, 0)?;
+    Ok(String::from_utf8_lossy(&text[..len]).into_owned())
 }
 
 /// The first cgroup2 mount in the text of `/proc/self/mounts`.

@@ -7,7 +7,7 @@
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use super::{
-    Netlink, NetlinkError,
+    Mac, Netlink, NetlinkError,
     wire::{self, Attrs, Request, TrafficHeader},
 };
 
@@ -44,6 +44,8 @@ pub struct BpfFilter {
 
 const TC_H_CLSACT: u32 = 0xffff_fff1;
 const CLSACT_HANDLE: u32 = 0xffff_0000;
+const TCA_BPF_OPS_LEN: u16 = 4;
+const TCA_BPF_OPS: u16 = 5;
 const TCA_BPF_FD: u16 = 6;
 const TCA_BPF_NAME: u16 = 7;
 const TCA_BPF_FLAGS: u16 = 8;
@@ -104,6 +106,32 @@ impl Netlink {
         self.apply(request, format_args!("attach {name} to {hook:?} of link {index}"))
     }
 
+    /// Drops the frames of these senders, and of no others that were dropped before. The device needs
+    /// clsact.
+    pub fn drop_frames_of(
+        &self,
+        index: u32,
+        hook: TcHook,
+        senders: &[Mac],
+    ) -> Result<(), NetlinkError> {
+        if senders.is_empty() {
+            return match self.delete_bpf_filter(index, hook) {
+                Err(error) if !error.is_not_found() => Err(error),
+                _ => Ok(()),
+            };
+        }
+        let program = frames_of(senders);
+        let flags = libc::NLM_F_CREATE | libc::NLM_F_REPLACE;
+        let mut request = Request::new(libc::RTM_NEWTFILTER, flags, &filter_header(index, hook));
+        request.attr_str(libc::TCA_KIND, "bpf");
+        request.nest(libc::TCA_OPTIONS, |options| {
+            options.attr(TCA_BPF_OPS_LEN, &(program.len() as u16).to_ne_bytes());
+            options.attr(TCA_BPF_OPS, &program.concat());
+            options.attr_u32(TCA_BPF_FLAGS, DIRECT_ACTION);
+        });
+        self.apply(request, format_args!("drop frames at {hook:?} of link {index}"))
+    }
+
     /// Detaches our program from a hook.
     pub fn delete_bpf_filter(&self, index: u32, hook: TcHook) -> Result<(), NetlinkError> {
         let mut request = Request::new(libc::RTM_DELTFILTER, 0, &filter_header(index, hook));
@@ -117,6 +145,36 @@ impl Netlink {
         let request = Request::new(libc::RTM_GETTFILTER, 0, &header);
         self.dump(request, format_args!("list filters at {hook:?} of link {index}"), parse_filter)
     }
+}
+
+/// A program of the classic kind, which needs no loading: it drops frames from these senders.
+fn frames_of(senders: &[Mac]) -> Vec<[u8; 8]> {
+    const LOAD_WORD: u16 = 0x20;
+    const LOAD_HALF: u16 = 0x28;
+    const JUMP_IF_EQUAL: u16 = 0x15;
+    const RETURN: u16 = 0x06;
+    /// Where in a frame its sender is.
+    const SENDER: u32 = 6;
+    const TC_ACT_SHOT: u32 = 2;
+    const TC_ACT_UNSPEC: u32 = u32::MAX;
+    let instruction = |code: u16, otherwise: u8, value: u32| {
+        let [c0, c1] = code.to_ne_bytes();
+        let [v0, v1, v2, v3] = value.to_ne_bytes();
+        // Jumps are taken to the next instruction, or over some.
+        [c0, c1, 0, otherwise, v0, v1, v2, v3]
+    };
+    let mut program = Vec::with_capacity(senders.len() * 5 + 1);
+    for Mac([a, b, c, d, e, f]) in senders {
+        program.extend([
+            instruction(LOAD_WORD, 0, SENDER),
+            instruction(JUMP_IF_EQUAL, 3, u32::from_be_bytes([*a, *b, *c, *d])),
+            instruction(LOAD_HALF, 0, SENDER + 4),
+            instruction(JUMP_IF_EQUAL, 1, u32::from(u16::from_be_bytes([*e, *f]))),
+            instruction(RETURN, 0, TC_ACT_SHOT),
+        ]);
+    }
+    program.push(instruction(RETURN, 0, TC_ACT_UNSPEC));
+    program
 }
 
 fn filter_header(index: u32, hook: TcHook) -> TrafficHeader {
