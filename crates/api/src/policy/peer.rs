@@ -219,12 +219,11 @@ pub(super) fn k8s_equals(key: &str, value: &str) -> Requirement {
     k8s_label(key, Operator::In([Arc::from(value)].into()))
 }
 
-/// Reads a selector of namespaces; the empty one means every pod that is in a namespace.
+/// Reads a selector of namespaces: it means pods, which are in one. What is in none (the outside, the
+/// node) would fulfil conditions that ask for a label to be absent.
 pub(super) fn namespaces(field: &Field<'_>) -> Option<Vec<Requirement>> {
-    let requirements = requirements(field, Keys::Namespace)?;
-    if requirements.is_empty() {
-        return Some(vec![k8s_label(KEY_NAMESPACE, Operator::Exists)]);
-    }
+    let mut requirements = requirements(field, Keys::Namespace)?;
+    requirements.push(k8s_label(KEY_NAMESPACE, Operator::Exists));
     Some(requirements)
 }
 
