@@ -49,11 +49,11 @@ pub const POLICY: MapName = MapName { name: "cilium_policy_slots_v1", max_entrie
 pub const POLICY_REVISIONS: MapName =
     MapName { name: "cilium_policy_revisions_v1", max_entries: 8_192 };
 /// IPv4 flows that are proven: [`crate::conntrack::FlowKeyV4`] → [`crate::conntrack::Flow`].
-pub const CT4_ASSURED: MapName = MapName { name: "cilium_ct4_assured_v1", max_entries: 524_288 };
+pub const CT4_ASSURED: MapName = MapName { name: "cilium_ct4_assured_v1", max_entries: 131_072 };
 /// IPv4 flows that are not: an LRU.
 pub const CT4_UNASSURED: MapName = MapName { name: "cilium_ct4_unassured_v1", max_entries: 65_536 };
 /// IPv6 flows that are proven: [`crate::conntrack::FlowKeyV6`] → [`crate::conntrack::Flow`].
-pub const CT6_ASSURED: MapName = MapName { name: "cilium_ct6_assured_v1", max_entries: 524_288 };
+pub const CT6_ASSURED: MapName = MapName { name: "cilium_ct6_assured_v1", max_entries: 131_072 };
 /// IPv6 flows that are not: an LRU.
 pub const CT6_UNASSURED: MapName = MapName { name: "cilium_ct6_unassured_v1", max_entries: 65_536 };
 /// Datagrams in fragments: [`crate::conntrack::FragmentKey`] →

@@ -1,6 +1,6 @@
 //! `__sk_buff` as a [`Packet`]: all that is unsafe about packets is here.
 
-use abi::event::{DebugMessage, DropNotify, TraceNotify};
+use abi::event::{DebugMessage, DropNotify, PolicyVerdictNotify, TraceNotify};
 use aya_ebpf::bindings::{
     __sk_buff, BPF_F_TUNINFO_IPV6, BPF_F_ZERO_CSUM_TX, BPF_FIB_LKUP_RET_BLACKHOLE,
     BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS, bpf_fib_lookup as FibLookup,
@@ -354,13 +354,18 @@ impl Packet for Skb {
     }
 
     #[inline(always)]
-    fn send_trace(&self, event: &TraceNotify) {
-        events::send_packet(self, event, event.header.len_cap);
+    fn send_trace(&self, len: u16, event: impl FnOnce() -> TraceNotify) {
+        events::send_packet(self, len, event);
     }
 
     #[inline(always)]
-    fn send_drop(&self, event: &DropNotify) {
-        events::send_packet(self, event, event.header.len_cap);
+    fn send_drop(&self, len: u16, event: impl FnOnce() -> DropNotify) {
+        events::send_packet(self, len, event);
+    }
+
+    #[inline(always)]
+    fn send_verdict(&self, len: u16, event: impl FnOnce() -> PolicyVerdictNotify) {
+        events::send_packet(self, len, event);
     }
 
     #[inline(always)]

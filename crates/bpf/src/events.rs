@@ -30,9 +30,14 @@ struct Record<E> {
     event: E,
 }
 
-/// Sends an event with the first `packet_len` bytes of the packet.
+/// Sends an event with the first `packet_len` bytes of the packet. The event is made in the ring,
+/// not on the stack.
 #[inline(always)]
-pub(crate) fn send_packet<E: Copy + 'static>(packet: &Skb, event: &E, packet_len: u16) {
+pub(crate) fn send_packet<E: Copy + 'static>(
+    packet: &Skb,
+    packet_len: u16,
+    event: impl FnOnce() -> E,
+) {
     let Some(ring) = ring() else { return };
     let Some(mut entry) = ring.reserve_untyped::<PacketRecord<E>>(0) else {
         return lost();
@@ -43,7 +48,7 @@ pub(crate) fn send_packet<E: Copy + 'static>(packet: &Skb, event: &E, packet_len
     // writes at most `CAPTURE_LEN_MAX` bytes to `packet`.
     unsafe {
         (&raw mut (*record).header).write(header());
-        (&raw mut (*record).event).write(*event);
+        (&raw mut (*record).event).write(event());
         // One less than the length, made so that the compiler does not know what it is: 6.1's
         // verifier learns a lower bound of 1 from this comparison, but not from one with 0.
         let mut last = u64::from(len);

@@ -5,12 +5,11 @@ use abi::endpoint::DeviceEndpoint;
 use abi::ipcache::{IPCACHE_STATIC_PREFIX_BITS, IpcacheKey};
 use abi::{AddressKey, DatapathConfig, DropReason, identity};
 
+use crate::maps::forget;
 use crate::packet::{AF_INET, AF_INET6, Packet};
 use crate::wire::checksum::Update;
-use crate::wire::{at, eth, icmp6, ipv4, ipv6, udp};
-
-/// Protocol number of TCP.
-const TCP: u8 = 6;
+use crate::wire::icmp::{self, Purpose};
+use crate::wire::{at, eth, icmp6, ipv4, ipv6, tcp, udp};
 
 mod sealed {
     pub trait Sealed {}
@@ -41,8 +40,16 @@ pub trait Family: sealed::Sealed + Copy + Sized {
     fn one_hop_less(hop: [u8; 4]) -> [u8; 4];
     /// Whether UDP may come behind a header that names `protocol` as the next.
     fn may_carry_udp(protocol: u8) -> bool;
-    /// Where the transport header is, behind options and extension headers.
-    fn transport<P: Packet>(packet: &P, header: &IpHeader<Self>) -> Result<Transport, DropReason>;
+    /// Finds out where the transport header is of the packet whose IP header begins at `l3`, behind
+    /// options and extension headers.
+    fn transport<P: Packet>(packet: &P, l3: usize, found: &mut Transport)
+    -> Result<(), DropReason>;
+    /// Source and target of the packet whose IP header begins at `l3`.
+    fn addresses<P: Packet>(packet: &P, l3: usize) -> Option<(Addr, Addr)>;
+    /// Number of the family's ICMP.
+    const ICMP: u8;
+    /// What an ICMP message of this type and code is for.
+    fn icmp_purpose(icmp_type: u8, code: u8) -> Purpose;
     /// Whether `address` names a group.
     fn is_multicast(address: Addr) -> bool;
     /// Whether `address` means something on one link only.
@@ -68,13 +75,33 @@ pub enum OnLink {
 
 /// A transport header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
 pub struct Transport {
     /// Its protocol.
     pub protocol: u8,
-    /// Where it begins in the frame.
+    /// Where it begins in the frame; of a later fragment, where its data does.
     pub offset: usize,
-    /// Whether it is not there at all, but in the packet's first fragment.
-    pub is_elsewhere: bool,
+    /// Which part of its datagram the packet is.
+    pub part: Part,
+    /// Identification of the datagram, network byte order; of a fragment only.
+    pub id: [u8; 4],
+}
+
+impl Transport {
+    /// Nothing is known yet.
+    pub const UNKNOWN: Self = Self { protocol: 0, offset: 0, part: Part::Whole, id: [0; 4] };
+}
+
+/// Which part of its datagram a packet is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Part {
+    /// The whole.
+    Whole,
+    /// The first fragment, which has the transport header.
+    First,
+    /// A later fragment, which has not.
+    Later,
 }
 
 /// An address: words in network byte order, IPv4 fills the first and leaves the rest zero.
@@ -223,14 +250,42 @@ impl Family for V4 {
         protocol == udp::PROTOCOL
     }
 
-    fn transport<P: Packet>(packet: &P, header: &IpHeader<Self>) -> Result<Transport, DropReason> {
-        let [b0, _, _, _, _, _, f0, f1] = packet.load(eth::LEN).ok_or(DropReason::Invalid)?;
-        let fragment = u16::from_be_bytes([f0, f1]) & ipv4::FRAGMENT_OFFSET_MASK;
-        Ok(Transport {
-            protocol: header.protocol(),
-            offset: eth::LEN + usize::from(b0 & 0xf) * 4,
-            is_elsewhere: fragment != 0,
-        })
+    fn transport<P: Packet>(
+        packet: &P,
+        l3: usize,
+        found: &mut Transport,
+    ) -> Result<(), DropReason> {
+        let [b0, _, _, _, i0, i1, f0, f1, _, protocol] =
+            packet.load(l3).ok_or(DropReason::Invalid)?;
+        let fragment = u16::from_be_bytes([f0, f1]);
+        found.protocol = protocol;
+        found.offset = l3 + usize::from(b0 & 0xf) * 4;
+        found.id = [i0, i1, 0, 0];
+        found.part = if fragment & ipv4::FRAGMENT_OFFSET_MASK != 0 {
+            Part::Later
+        } else if fragment & ipv4::MORE_FRAGMENTS != 0 {
+            Part::First
+        } else {
+            Part::Whole
+        };
+        Ok(())
+    }
+
+    fn addresses<P: Packet>(packet: &P, l3: usize) -> Option<(Addr, Addr)> {
+        let [a, b, c, d, e, f, g, h] = packet.load(l3 + 12)?;
+        Some((Addr::from_v4([a, b, c, d]), Addr::from_v4([e, f, g, h])))
+    }
+
+    const ICMP: u8 = icmp::PROTOCOL;
+
+    fn icmp_purpose(icmp_type: u8, code: u8) -> Purpose {
+        match icmp_type {
+            icmp::ECHO_REQUEST => Purpose::EchoRequest,
+            icmp::ECHO_REPLY => Purpose::EchoReply,
+            icmp::UNREACHABLE if code == icmp::FRAGMENTATION_NEEDED => Purpose::TooBig,
+            icmp::UNREACHABLE | icmp::TIME_EXCEEDED | icmp::PARAMETER_PROBLEM => Purpose::Error,
+            _ => Purpose::Other,
+        }
     }
 
     fn is_multicast(address: Addr) -> bool {
@@ -306,39 +361,72 @@ impl Family for V6 {
     }
 
     fn may_carry_udp(protocol: u8) -> bool {
-        !matches!(protocol, TCP | ipv6::ICMP6)
+        !matches!(protocol, tcp::PROTOCOL | ipv6::ICMP6)
     }
 
-    fn transport<P: Packet>(packet: &P, header: &IpHeader<Self>) -> Result<Transport, DropReason> {
-        let mut protocol = header.protocol();
-        let mut offset = eth::LEN + ipv6::LEN;
+    fn transport<P: Packet>(
+        packet: &P,
+        l3: usize,
+        found: &mut Transport,
+    ) -> Result<(), DropReason> {
+        let [protocol] = packet.load(l3 + 6).ok_or(DropReason::Invalid)?;
+        *found = Transport { protocol, offset: l3 + ipv6::LEN, part: Part::Whole, id: [0; 4] };
+        let mut found = found;
         for _ in 0..=ipv6::EXTENSION_HEADERS_MAX {
-            match protocol {
+            let cut = DropReason::InvalidExthdr;
+            match found.protocol {
                 ipv6::HOP_BY_HOP | ipv6::ROUTING | ipv6::TARGET_OPTIONS | ipv6::MOBILITY => {
-                    let [next, len] = packet.load(offset).ok_or(DropReason::InvalidExthdr)?;
-                    protocol = next;
-                    offset += (usize::from(len) + 1) * 8;
+                    let [next, len] = packet.load(found.offset).ok_or(cut)?;
+                    found.protocol = next;
+                    found.offset += (usize::from(len) + 1) * 8;
                 }
                 ipv6::AUTHENTICATION => {
-                    let [next, len] = packet.load(offset).ok_or(DropReason::InvalidExthdr)?;
-                    protocol = next;
-                    offset += (usize::from(len) + 2) * 4;
+                    let [next, len] = packet.load(found.offset).ok_or(cut)?;
+                    found.protocol = next;
+                    found.offset += (usize::from(len) + 2) * 4;
                 }
                 ipv6::FRAGMENT => {
-                    let [next, _, f0, f1] = packet.load(offset).ok_or(DropReason::InvalidExthdr)?;
-                    protocol = next;
-                    offset += 8;
-                    if u16::from_be_bytes([f0, f1]) & 0xfff8 != 0 {
-                        return Ok(Transport { protocol, offset, is_elsewhere: true });
+                    let [next, _, f0, f1, i0, i1, i2, i3] = packet.load(found.offset).ok_or(cut)?;
+                    let fragment = u16::from_be_bytes([f0, f1]);
+                    found.protocol = next;
+                    found.offset += 8;
+                    found.id = [i0, i1, i2, i3];
+                    if fragment & ipv6::FRAGMENT_OFFSET_MASK != 0 {
+                        found.part = Part::Later;
+                        return Ok(());
+                    }
+                    if fragment & ipv6::MORE_FRAGMENTS != 0 {
+                        found.part = Part::First;
                     }
                 }
-                _ => return Ok(Transport { protocol, offset, is_elsewhere: false }),
+                _ => return Ok(()),
             }
-            if offset > ipv6::CHAIN_END_MAX {
-                break;
+            // The verifier walks one header like the other, see `crate::maps::forget`.
+            found = forget(found);
+            if found.offset > l3 + ipv6::CHAIN_LEN_MAX {
+                return Err(cut);
             }
         }
         Err(DropReason::InvalidExthdr)
+    }
+
+    fn addresses<P: Packet>(packet: &P, l3: usize) -> Option<(Addr, Addr)> {
+        let source: [u8; 16] = packet.load(l3 + 8)?;
+        let target: [u8; 16] = packet.load(l3 + 24)?;
+        Some((Addr::from_v6(source), Addr::from_v6(target)))
+    }
+
+    const ICMP: u8 = ipv6::ICMP6;
+
+    fn icmp_purpose(icmp_type: u8, _code: u8) -> Purpose {
+        match icmp_type {
+            icmp::V6_ECHO_REQUEST => Purpose::EchoRequest,
+            icmp::V6_ECHO_REPLY => Purpose::EchoReply,
+            icmp::V6_TOO_BIG => Purpose::TooBig,
+            1..=icmp::V6_ERROR_LAST => Purpose::Error,
+            icmp6::ROUTER_SOLICITATION..=icmp6::REDIRECT => Purpose::Neighbours,
+            _ => Purpose::Other,
+        }
     }
 
     fn is_multicast(address: Addr) -> bool {
@@ -408,7 +496,7 @@ fn neighbour_discovery<P: Packet>(
         // There is no router on the link that the pod could find: its routes are configured.
         icmp6::ROUTER_SOLICITATION => Err(DropReason::MulticastHandled),
         // Advertising a router or redirecting is not a pod's to do.
-        134 | 137 => Err(DropReason::ForbiddenIcmp6),
+        icmp6::ROUTER_ADVERTISEMENT | icmp6::REDIRECT => Err(DropReason::ForbiddenIcmp6),
         _ => Ok(None),
     }
 }

@@ -10,7 +10,7 @@ use abi::ipcache::{
 };
 use abi::{AddressKey, DropReason, mark};
 
-use crate::family::{Addr, Family, IpHeader, ipcache_key};
+use crate::family::{Addr, Family, IpHeader, Part, Transport, ipcache_key};
 use crate::hooks::Verdict;
 use crate::identity::{to_vni, world};
 use crate::maps::Maps;
@@ -67,8 +67,9 @@ pub fn is_for_tunnel<F: Family, P: Packet, M: Maps>(
     if tunnel_port == 0 || !F::may_carry_udp(header.protocol()) {
         return Ok(false);
     }
-    let transport = F::transport(packet, header)?;
-    if transport.protocol != udp::PROTOCOL || transport.is_elsewhere {
+    let mut transport = Transport::UNKNOWN;
+    F::transport(packet, eth::LEN, &mut transport)?;
+    if transport.protocol != udp::PROTOCOL || transport.part == Part::Later {
         return Ok(false);
     }
     let port = udp::target_port(packet, transport.offset).ok_or(DropReason::Invalid)?;
@@ -162,13 +163,15 @@ pub fn to_network<F: Family, P: Packet>(
     seen: &mut Seen,
     header: &IpHeader<F>,
 ) -> Result<Verdict, DropReason> {
+    // From the packet again, rather than kept all the way here: stack is scarce.
+    let (Addr(source), Addr(target)) = F::addresses(packet, eth::LEN).ok_or(DropReason::Invalid)?;
     let route = packet.route(&RouteQuery {
         address_family: F::ADDRESS_FAMILY,
         traffic_class: header.traffic_class,
         protocol: header.protocol(),
         ifindex: packet.ifindex(),
-        source: header.source.0,
-        target: header.target.0,
+        source,
+        target,
     });
     packet.set_mark(mark::with_identity(mark::IDENTITY, seen.source_identity));
     Ok(match route {

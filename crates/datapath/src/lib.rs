@@ -11,8 +11,10 @@
 //!                     \                              /
 //!   hooks/*   one packet's path through one hook, ten lines each
 //!      │
-//!   forward   where a packet goes: endpoint, tunnel, network, host      observe   events, counters
+//!   admit     may it pass: flow (conntrack), policy                     observe   events, counters
+//!   forward   where a packet goes: endpoint, tunnel, network, host
 //!      │
+//!   l4        what a packet is to its flow
 //!   family    what IPv4 and IPv6 do differently      identity   what travels in VNI and mark
 //!      │
 //!   wire/*    headers
@@ -28,15 +30,19 @@
 #[cfg(not(target_arch = "bpf"))]
 extern crate std;
 
+pub mod admit;
 pub mod family;
+pub mod flow;
 pub mod forward;
 pub mod hooks;
 #[cfg(not(target_arch = "bpf"))]
 pub mod host;
 pub mod identity;
+pub mod l4;
 pub mod maps;
 pub mod observe;
 pub mod packet;
+pub mod policy;
 pub mod wire;
 
 pub use family::{Family, V4, V6};

@@ -1,17 +1,21 @@
 //! What others learn of a packet: counters, and events when somebody listens.
 
 use abi::DropReason;
-use abi::config::AGGREGATION_LOWEST;
+use abi::config::{AGGREGATION_LOWEST, AGGREGATION_MEDIUM};
+use abi::conntrack::VERDICT_AUDITED;
 use abi::drop_reason::{REASON_FORWARDED, REASON_INTERFACE};
 use abi::event::{
     CAPTURE_LEN_MAX, CaptureHeader, DebugMessage, DropNotify, EVENT_F_IPV6, EventType, HookId,
-    ObservationPoint, TRACE_REASON_UNKNOWN, TraceNotify,
+    ObservationPoint, PolicyVerdictNotify, TRACE_REASON_UNKNOWN, TraceNotify, VERDICT_F_AUDITED,
+    VERDICT_F_IPV6, VERDICT_MATCH_SHIFT,
 };
 use abi::metrics::{self, Direction};
+use abi::policy::{POLICY_INGRESS, PolicyEntry};
 
 use crate::family::{Family, V6};
 use crate::maps::Maps;
 use crate::packet::Packet;
+use crate::policy::{Answer, Question};
 
 /// What is known so far of the packet in hand; hooks fill it in on the way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,8 +33,14 @@ pub struct Seen {
     /// Where it leaves, as an [`ObservationPoint`]; [`Self::SILENT`] when nobody need know: it is
     /// none of ours, or another hook sees it next, or it is our own answer.
     pub point: u8,
+    /// 1 when it was refused by the policy of its target.
+    pub is_at_target: u8,
+    /// 1 when it tells nothing new of its flow, and need not be traced where traces are aggregated.
+    pub is_old: u8,
+    /// `TRACE_REASON_*`.
+    pub reason: u8,
     /// Unused, zero.
-    pub pad: u16,
+    pub pad: [u8; 3],
     /// The device it leaves by, 0 where the kernel chooses.
     pub ifindex: u32,
 }
@@ -47,7 +57,10 @@ impl Seen {
         target_endpoint: 0,
         flags: 0,
         point: Self::SILENT,
-        pad: 0,
+        is_at_target: 0,
+        is_old: 0,
+        reason: TRACE_REASON_UNKNOWN,
+        pad: [0; 3],
         ifindex: 0,
     };
 
@@ -82,7 +95,9 @@ pub fn left<P: Packet, M: Maps>(packet: &P, maps: &M, seen: &Seen) {
     let is_delivered = seen.point == ObservationPoint::ToEndpoint as u8;
     let direction = if is_delivered { Direction::Ingress } else { Direction::Egress };
     maps.count(metrics::index(REASON_FORWARDED, direction), u64::from(packet.length()));
-    trace(packet, maps, seen, seen.point, seen.ifindex);
+    if maps.config().monitor_aggregation < AGGREGATION_MEDIUM || seen.is_old == 0 {
+        trace(packet, maps, seen, seen.point, seen.ifindex);
+    }
 }
 
 /// Notes that a packet was dropped: the one place that does.
@@ -94,12 +109,19 @@ pub fn dropped<P: Packet, M: Maps>(
     direction: Direction,
     reason: DropReason,
 ) {
+    // What the target's policy refuses is the target's drop, wherever its policy was asked.
+    let (direction, endpoint) = if seen.is_at_target != 0 {
+        (Direction::Ingress, seen.target_endpoint)
+    } else {
+        (direction, seen.endpoint)
+    };
     maps.count(metrics::index(reason.number(), direction), u64::from(packet.length()));
     if maps.config().drop_events == 0 || !is_wanted(maps, EventType::Drop) {
         return;
     }
-    packet.send_drop(&DropNotify {
-        header: capture(packet, maps, EventType::Drop, reason.number(), seen.endpoint, 3),
+    let len = capture_len(packet, maps);
+    packet.send_drop(len, || DropNotify {
+        header: capture(packet, len, EventType::Drop, reason.number(), endpoint, 3),
         src_label: seen.source_identity,
         dst_label: seen.target_identity,
         dst_id: match direction {
@@ -110,6 +132,41 @@ pub fn dropped<P: Packet, M: Maps>(
         ifindex: packet.ifindex(),
         flags: seen.flags,
         ..DropNotify::default()
+    });
+}
+
+/// Tells what the policy of `endpoint` said; `verdict` is what the flow remembers of it, `refusal`
+/// why the packet is dropped, if it is.
+#[expect(clippy::too_many_arguments, reason = "each is a part of one sentence, said in one place")]
+pub fn verdict<P: Packet, M: Maps>(
+    packet: &P,
+    maps: &M,
+    seen: &Seen,
+    endpoint: u16,
+    question: &Question,
+    answer: &Answer,
+    verdict: u8,
+    refusal: Option<DropReason>,
+) {
+    if maps.config().policy_verdict_events == 0 || !is_wanted(maps, EventType::PolicyVerdict) {
+        return;
+    }
+    let is_ingress = question.direction == POLICY_INGRESS;
+    let direction = if is_ingress { Direction::Ingress } else { Direction::Egress };
+    let family = if seen.flags & EVENT_F_IPV6 != 0 { VERDICT_F_IPV6 } else { 0 };
+    let audited = if verdict == VERDICT_AUDITED { VERDICT_F_AUDITED } else { 0 };
+    let entry = if answer.is_found { answer.entry } else { PolicyEntry::default() };
+    let len = capture_len(packet, maps);
+    packet.send_verdict(len, || PolicyVerdictNotify {
+        header: capture(packet, len, EventType::PolicyVerdict, 0, endpoint, 1),
+        remote_label: question.peer,
+        verdict: refusal.map_or(0, |reason| -i32::from(reason.number())),
+        dst_port: u16::from_be_bytes(question.port),
+        proto: question.protocol,
+        flags: direction as u8 | family | (answer.matched() as u8) << VERDICT_MATCH_SHIFT | audited,
+        auth_type: entry.auth,
+        cookie: entry.cookie,
+        ..PolicyVerdictNotify::default()
     });
 }
 
@@ -141,12 +198,13 @@ fn trace<P: Packet, M: Maps>(packet: &P, maps: &M, seen: &Seen, point: u8, ifind
     // As in Cilium, an event at an endpoint is that endpoint's.
     let is_delivered = point == ObservationPoint::ToEndpoint as u8;
     let source = if is_delivered { seen.target_endpoint } else { seen.endpoint };
-    packet.send_trace(&TraceNotify {
-        header: capture(packet, maps, EventType::Trace, point, source, 2),
+    let len = capture_len(packet, maps);
+    packet.send_trace(len, || TraceNotify {
+        header: capture(packet, len, EventType::Trace, point, source, 2),
         src_label: seen.source_identity,
         dst_label: seen.target_identity,
         dst_id: seen.target_endpoint,
-        reason: TRACE_REASON_UNKNOWN,
+        reason: seen.reason,
         flags: seen.flags,
         ifindex,
         ..TraceNotify::default()
@@ -157,22 +215,27 @@ fn is_wanted<M: Maps>(maps: &M, event: EventType) -> bool {
     maps.listeners() & event.listener_bit() != 0
 }
 
-fn capture<P: Packet, M: Maps>(
+/// Bytes of the packet that an event carries.
+fn capture_len<P: Packet, M: Maps>(packet: &P, maps: &M) -> u16 {
+    let configured = maps.config().trace_payload_len.min(CAPTURE_LEN_MAX as u32);
+    packet.length().min(configured) as u16
+}
+
+fn capture<P: Packet>(
     packet: &P,
-    maps: &M,
+    len_cap: u16,
     event: EventType,
     subtype: u8,
     source: u16,
     version: u8,
 ) -> CaptureHeader {
-    let configured = maps.config().trace_payload_len.min(CAPTURE_LEN_MAX as u32);
     CaptureHeader {
         event_type: event as u8,
         subtype,
         source,
         hash: packet.flow_hash(),
         len_orig: packet.length(),
-        len_cap: packet.length().min(configured) as u16,
+        len_cap,
         version,
         ext_version: 0,
     }

@@ -1,6 +1,6 @@
 //! A packet, and what the kernel does with packets.
 
-use abi::event::{DebugMessage, DropNotify, TraceNotify};
+use abi::event::{DebugMessage, DropNotify, PolicyVerdictNotify, TraceNotify};
 
 use crate::hooks::Verdict;
 
@@ -41,10 +41,13 @@ pub trait Packet {
 
     /// A hash of the packet's flow, for events.
     fn flow_hash(&self) -> u32;
-    /// Sends an event with the first `header.len_cap` bytes of the packet.
-    fn send_trace(&self, event: &TraceNotify);
-    /// Sends an event with the first `header.len_cap` bytes of the packet.
-    fn send_drop(&self, event: &DropNotify);
+    /// Sends an event with the first `len` bytes of the packet. The event is made when there is room
+    /// for it.
+    fn send_trace(&self, len: u16, event: impl FnOnce() -> TraceNotify);
+    /// Sends an event with the first `len` bytes of the packet.
+    fn send_drop(&self, len: u16, event: impl FnOnce() -> DropNotify);
+    /// Sends an event with the first `len` bytes of the packet.
+    fn send_verdict(&self, len: u16, event: impl FnOnce() -> PolicyVerdictNotify);
     /// Sends a debug message.
     fn send_debug(&self, event: &DebugMessage);
 }

@@ -69,9 +69,9 @@ impl Trace {
 
     #[track_caller]
     fn asked(&self, device: u32, endpoint: u32, host: u32, prefix: u32) -> &Self {
-        let count = self.node.operations.get().count;
-        let expected = Operations { device, endpoint, host, prefix, count };
-        assert_eq!(self.node.operations.get(), expected, "{}", self.world());
+        let operations = self.node.operations.get();
+        let expected = Operations { device, endpoint, host, prefix, ..operations };
+        assert_eq!(operations, expected, "{}", self.world());
         self
     }
 
@@ -600,8 +600,9 @@ fn to_a_pod_from_the_stack() {
             frame.mark = packet_mark;
             pass(HookId::ToContainer, node, frame)
         };
-        // Nobody asks who it was.
-        deliver(0, 0).passes().hops(0).counted(&[ingress(0)]).asked(0, 0, 0, 0);
+        // Who it was is in the mark, or only known by address.
+        deliver(0, 0).passes().hops(0).counted(&[ingress(0)]).asked(1, 0, 1, 0);
+        deliver(0, identity_mark(1)).passes().counted(&[ingress(0)]).asked(1, 0, 0, 0);
         let traces = EventType::Trace.listener_bit();
         for (packet_mark, source) in
             [(0, identity::REMOTE_NODE), (identity_mark(1), 1), (identity_mark(20_009), 20_009)]
@@ -647,6 +648,7 @@ fn events_are_sent_only_where_somebody_listens_and_aggregated() {
         let point = |event: &Event| match event {
             Event::Trace(event, _) => (4, event.header.subtype),
             Event::Drop(event, _) => (1, event.header.subtype),
+            Event::Verdict(event, _) => (5, event.header.subtype),
             Event::Debug(event) => (2, event.subtype),
         };
         events.iter().map(point).collect::<Vec<_>>()

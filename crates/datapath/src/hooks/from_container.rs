@@ -1,21 +1,24 @@
 //! What a pod sends: ingress of its device on the node's side.
 //!
 //! ARP and neighbour solicitations are answered here, the pod's gateway is nowhere else. Then: who
-//! sends (one lookup by device), is the source address its own, who is meant, and there.
+//! sends (one lookup by device), is the source address its own, who is meant, do both ends' policies
+//! allow it, and there.
 
-use abi::DropReason;
 use abi::endpoint::{DeviceEndpoint, ENDPOINT_F_HOST};
 use abi::event::{DEBUG_ICMP6_NS, HookId, ObservationPoint};
 use abi::metrics::Direction;
+use abi::{AddressKey, DropReason};
 
 use super::{Carries, Hook, Verdict, carries};
-use crate::family::{Family, IpHeader, OnLink, V4, V6, address_key};
+use crate::admit::{End, admit};
+use crate::family::{Family, OnLink, V4, V6, address_key};
 use crate::forward;
 use crate::identity::world;
-use crate::maps::Maps;
+use crate::l4::{self, L4};
+use crate::maps::{Maps, Scratch, Way, forget};
 use crate::observe::{self, Seen};
 use crate::packet::Packet;
-use crate::wire::{arp, icmp6};
+use crate::wire::{arp, icmp6, udp};
 
 /// `cil_from_container`.
 #[derive(Clone, Copy, Debug)]
@@ -60,38 +63,68 @@ fn send<F: Family, P: Packet, M: Maps>(
         OnLink::ToStack => return Ok(Verdict::Pass),
     }
 
-    let key = address_key::<F>(header.target);
-    if let Some(endpoint) = maps.endpoint(&key) {
-        return if endpoint.flags & ENDPOINT_F_HOST == 0 {
-            forward::to_endpoint(packet, maps, seen, &header, endpoint)
-        } else {
-            refuse_forged_tunnel(packet, maps, &header)?;
+    let mut scratch = maps.scratch().ok_or(DropReason::InvalidTcBuffer)?;
+    l4::extract::<F, P, M>(packet, maps, &header, &mut scratch)?;
+    scratch.source = End::of_device(maps, device);
+    find::<F, M>(maps, &address_key::<F>(header.target), &mut scratch);
+    seen.target_identity = scratch.target.identity;
+    seen.target_endpoint = scratch.endpoint.lxc_id;
+    admit::<F, P, M>(packet, maps, seen, &mut scratch)?;
+
+    let scratch = forget(&mut *scratch);
+    match scratch.way {
+        Way::Endpoint => forward::to_endpoint(packet, maps, seen, &header, &scratch.endpoint),
+        Way::Host => {
+            refuse_forged_tunnel(maps, &scratch.l4)?;
             Ok(forward::to_host(packet, seen))
-        };
-    }
-    seen.target_identity = world::<F>(maps.config());
-    if let Some(remote) = forward::whois::<F, M>(maps, &key) {
-        seen.target_identity = remote.sec_identity;
-        if let Some(node) = forward::node_of(remote) {
-            if forward::has_tunnel(maps) {
-                return forward::to_tunnel(packet, maps, seen, &node);
+        }
+        Way::Elsewhere => {
+            if let Some(node) = forward::node_of(&scratch.remote) {
+                if forward::has_tunnel(maps) {
+                    return forward::to_tunnel(packet, maps, seen, &node);
+                }
+                if let Some(verdict) =
+                    forward::to_neighbour_node(packet, maps, seen, &header, &node)?
+                {
+                    return Ok(verdict);
+                }
             }
-            if let Some(verdict) = forward::to_neighbour_node(packet, maps, seen, &header, &node)? {
-                return Ok(verdict);
-            }
+            refuse_forged_tunnel(maps, &scratch.l4)?;
+            forward::to_network(packet, seen, &header)
         }
     }
-    refuse_forged_tunnel(packet, maps, &header)?;
-    forward::to_network(packet, seen, &header)
+}
+
+/// Finds out who is meant.
+fn find<F: Family, M: Maps>(maps: &M, key: &AddressKey, scratch: &mut Scratch) {
+    if let Some(endpoint) = maps.endpoint(key) {
+        scratch.endpoint = *endpoint;
+        if endpoint.flags & ENDPOINT_F_HOST == 0 {
+            scratch.way = Way::Endpoint;
+            scratch.target = End::of_endpoint(maps, endpoint);
+        } else {
+            scratch.way = Way::Host;
+            scratch.target = End::host(maps);
+        }
+        return;
+    }
+    scratch.way = Way::Elsewhere;
+    scratch.endpoint.lxc_id = 0;
+    match forward::whois::<F, M>(maps, key) {
+        Some(remote) => scratch.remote = *remote,
+        None => {
+            scratch.remote.sec_identity = world::<F>(maps.config());
+            scratch.remote.flags = 0;
+        }
+    }
+    scratch.target = End::elsewhere(scratch.remote.sec_identity);
 }
 
 /// A pod that could send to a node's tunnel port would send in anybody's name.
-fn refuse_forged_tunnel<F: Family, P: Packet, M: Maps>(
-    packet: &P,
-    maps: &M,
-    header: &IpHeader<F>,
-) -> Result<(), DropReason> {
-    if forward::is_for_tunnel(packet, maps, header)? {
+fn refuse_forged_tunnel<M: Maps>(maps: &M, l4: &L4) -> Result<(), DropReason> {
+    let tunnel_port = u16::from_ne_bytes(maps.config().tunnel_port);
+    let is_udp = l4.own_protocol == udp::PROTOCOL;
+    if tunnel_port != 0 && is_udp && l4.has_ports && l4.target_port == tunnel_port {
         return Err(DropReason::EncapProhibited);
     }
     Ok(())

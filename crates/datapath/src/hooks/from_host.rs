@@ -6,6 +6,7 @@ use abi::metrics::Direction;
 use abi::{DropReason, identity, mark};
 
 use super::{Carries, Hook, Verdict, carries};
+use crate::admit::{End, check};
 use crate::family::{Family, V4, V6, address_key};
 use crate::forward;
 use crate::identity::from_mark;
@@ -64,5 +65,10 @@ fn send<F: Family, P: Packet, M: Maps>(
     // addresses.
     let node = forward::node_of(remote).filter(|_| forward::has_tunnel(maps));
     let node = node.ok_or(DropReason::Unroutable)?;
+    if maps.config().enable_host_firewall != 0 && seen.source_identity == identity::HOST {
+        let (source, target) = (End::host(maps), End::elsewhere(remote.sec_identity));
+        seen.endpoint = source.endpoint as u16;
+        check::<F, P, M>(packet, maps, seen, &header, source, target)?;
+    }
     forward::to_tunnel(packet, maps, seen, &node)
 }

@@ -9,6 +9,7 @@ use abi::event::{EVENT_F_VXLAN, HookId, ObservationPoint};
 use abi::metrics::Direction;
 
 use super::{Carries, Hook, Verdict, carries};
+use crate::admit::{End, check};
 use crate::family::{Family, V4, V6, address_key};
 use crate::forward::{self, identity_of};
 use crate::maps::Maps;
@@ -45,9 +46,10 @@ fn receive<F: Family, P: Packet, M: Maps>(
 ) -> Result<Verdict, DropReason> {
     seen.family::<F>();
     let header = F::parse(packet)?;
-    let endpoint = maps
-        .endpoint(&address_key::<F>(header.target))
-        .filter(|endpoint| endpoint.flags & ENDPOINT_F_HOST == 0);
+    let endpoint = maps.endpoint(&address_key::<F>(header.target));
+    let is_host = endpoint.is_some_and(|endpoint| endpoint.flags & ENDPOINT_F_HOST != 0);
+    // Without the host firewall, what is for the node is the stack's.
+    let endpoint = endpoint.filter(|_| !is_host || maps.config().enable_host_firewall != 0);
     if endpoint.is_some() || observe::is_traced(maps) {
         seen.source_identity = identity_of::<F, M>(maps, &address_key::<F>(header.source));
     }
@@ -55,8 +57,14 @@ fn receive<F: Family, P: Packet, M: Maps>(
         seen.flags |= EVENT_F_VXLAN;
     }
     observe::came_in(packet, maps, seen, ObservationPoint::FromNetwork);
-    match endpoint {
-        Some(endpoint) => forward::to_endpoint(packet, maps, seen, &header, endpoint),
-        None => Ok(Verdict::Pass),
+    let Some(endpoint) = endpoint else { return Ok(Verdict::Pass) };
+    let target = if is_host { End::host(maps) } else { End::of_endpoint(maps, endpoint) };
+    let source = End::elsewhere(seen.source_identity);
+    seen.target_identity = target.identity;
+    seen.target_endpoint = endpoint.lxc_id;
+    check::<F, P, M>(packet, maps, seen, &header, source, target)?;
+    if is_host {
+        return Ok(Verdict::Pass);
     }
+    forward::to_endpoint(packet, maps, seen, &header, endpoint)
 }

@@ -6,6 +6,7 @@ use abi::event::{DEBUG_DECAP, HookId, ObservationPoint};
 use abi::metrics::Direction;
 
 use super::{Carries, Hook, Verdict, carries};
+use crate::admit::{End, check};
 use crate::family::{Family, V4, V6, address_key};
 use crate::forward;
 use crate::identity::from_vni;
@@ -50,10 +51,19 @@ fn receive<F: Family, P: Packet, M: Maps>(
     let header = F::parse(packet)?;
     // Another node believes that the address is here; if it is not, nobody else would know better.
     let endpoint = maps.endpoint(&address_key::<F>(header.target)).ok_or(DropReason::Unroutable)?;
-    if endpoint.flags & ENDPOINT_F_HOST == 0 {
-        forward::to_endpoint(packet, maps, seen, &header, endpoint)
-    } else {
+    let is_host = endpoint.flags & ENDPOINT_F_HOST != 0;
+    if is_host && maps.config().enable_host_firewall == 0 {
         packet.accept_as_host();
-        Ok(forward::to_host(packet, seen))
+        return Ok(forward::to_host(packet, seen));
     }
+    let target = if is_host { End::host(maps) } else { End::of_endpoint(maps, endpoint) };
+    let source = End::elsewhere(seen.source_identity);
+    seen.target_identity = target.identity;
+    seen.target_endpoint = endpoint.lxc_id;
+    check::<F, P, M>(packet, maps, seen, &header, source, target)?;
+    if is_host {
+        packet.accept_as_host();
+        return Ok(forward::to_host(packet, seen));
+    }
+    forward::to_endpoint(packet, maps, seen, &header, endpoint)
 }

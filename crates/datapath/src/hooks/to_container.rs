@@ -1,17 +1,19 @@
 //! What the stack or the host delivers to a pod: egress of its device on the node's side.
 //!
-//! Packets of other pods do not come by here, see [`crate::forward::to_endpoint`].
+//! Here the pod's policy is asked, and the host's for what the host sends. Packets of other pods do
+//! not come by here, see [`crate::forward::to_endpoint`].
 
-use abi::DropReason;
 use abi::event::{HookId, ObservationPoint};
 use abi::metrics::Direction;
+use abi::{DropReason, identity};
 
 use super::{Carries, Hook, Verdict, carries};
+use crate::admit::{End, check};
 use crate::family::{Family, V4, V6, address_key};
 use crate::forward::identity_of;
 use crate::identity::from_mark;
 use crate::maps::Maps;
-use crate::observe::{self, Seen};
+use crate::observe::Seen;
 use crate::packet::Packet;
 
 /// `cil_to_container`.
@@ -45,18 +47,25 @@ fn deliver<F: Family, P: Packet, M: Maps>(
 ) -> Result<Verdict, DropReason> {
     seen.family::<F>();
     let header = F::parse(packet)?;
-    // Nothing is decided by who sends or receives, so it is only found out for who listens.
-    if observe::is_traced(maps) {
-        if let Some(device) = maps.device(packet.ifindex()) {
-            seen.target_identity = device.sec_id;
-            seen.target_endpoint = device.lxc_id;
-        }
-        seen.source_identity = match from_mark(packet.mark()) {
-            Some(identity) => identity,
-            None => identity_of::<F, M>(maps, &address_key::<F>(header.source)),
-        };
-    }
+    let device = maps.device(packet.ifindex()).ok_or(DropReason::UnknownTarget)?;
+    seen.target_identity = device.sec_id;
+    seen.target_endpoint = device.lxc_id;
+    seen.source_identity = match from_mark(packet.mark()) {
+        Some(identity) => identity,
+        None => identity_of::<F, M>(maps, &address_key::<F>(header.source)),
+    };
     let ifindex = packet.ifindex();
     seen.leaves(ObservationPoint::ToEndpoint, ifindex);
+    // What the stack says to the link, as looking for the pod's MAC address.
+    if F::is_link_scoped(header.target) {
+        return Ok(Verdict::Pass);
+    }
+    let source = if seen.source_identity == identity::HOST {
+        End::host(maps)
+    } else {
+        End::elsewhere(seen.source_identity)
+    };
+    let target = End::of_device(maps, device);
+    check::<F, P, M>(packet, maps, seen, &header, source, target)?;
     Ok(Verdict::Pass)
 }

@@ -114,7 +114,7 @@ pub const TUNNEL_PORT: u16 = 8472;
 /// The host endpoint.
 pub const HOST_ENDPOINT: u16 = 900;
 
-/// Everything on: both families, tunnel, all events.
+/// Both families, tunnel, all events; no host firewall.
 pub fn config() -> DatapathConfig {
     DatapathConfig {
         tunnel_ifindex: TUNNEL_IFINDEX,
@@ -144,7 +144,7 @@ pub fn config() -> DatapathConfig {
         aggregation_ticks: ticks_of_seconds(5),
         aggregation_flags: 7,
         policy_verdict_events: 1,
-        enable_host_firewall: 1,
+        enable_host_firewall: 0,
         pad_tail: 0,
     }
 }

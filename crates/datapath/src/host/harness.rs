@@ -91,6 +91,7 @@ pub fn config(choices: &mut Choices<'_>) -> DatapathConfig {
     config.direct_ifindex = u32::from(bits >> 6 & 1) * 9;
     config.direct_mtu = 1500;
     config.monitor_aggregation = aggregation;
+    config.enable_host_firewall = choices.byte() & 1;
     config.trace_payload_len = u32::from(choices.one_of(&[128_u8, 0, 255]));
     config
 }
@@ -213,6 +214,7 @@ fn check(node: &Node, before: &Frame, after: &Frame, verdict: Verdict) {
     for event in after.events.borrow().iter() {
         let (wanted, len_cap, captured) = match event {
             Event::Trace(event, packet) => (4, event.header.len_cap, packet.len()),
+            Event::Verdict(event, packet) => (5, event.header.len_cap, packet.len()),
             Event::Drop(event, packet) => (1, event.header.len_cap, packet.len()),
             Event::Debug(_) => (2, 0, 0),
         };

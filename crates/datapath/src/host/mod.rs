@@ -10,17 +10,25 @@ pub mod packets;
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap};
+use std::ops::DerefMut;
 use std::vec::Vec;
 
+use abi::conntrack::{Flow, FragmentKey, FragmentPorts};
 use abi::endpoint::{DeviceEndpoint, EndpointInfo};
-use abi::event::{DebugMessage, DropNotify, HookId, TraceNotify};
+use abi::event::{DebugMessage, DropNotify, HookId, PolicyVerdictNotify, TraceNotify};
 use abi::ipcache::{IPCACHE_STATIC_PREFIX_BITS, IpcacheKey, RemoteEndpointInfo};
 use abi::metrics::MetricsValue;
+use abi::policy::{POLICY_STATIC_PREFIX_BITS, PolicyEntry, PolicyKey};
 use abi::{AddressKey, DatapathConfig};
 
+use crate::admit::End;
+use crate::family::{Family, Transport};
+use crate::flow::FlowKey;
 use crate::hooks::{self, Verdict};
-use crate::maps::Maps;
+use crate::l4::L4;
+use crate::maps::{Maps, Scratch, Way};
 use crate::packet::{NetworkAddress, Packet, Route, RouteQuery};
+use crate::policy::{Answer, Question};
 
 /// Runs the hook with this number.
 pub fn run(hook: HookId, packet: &mut Frame, node: &Node) -> Verdict {
@@ -77,6 +85,8 @@ pub struct Frame {
 pub enum Event {
     /// A trace.
     Trace(TraceNotify, Vec<u8>),
+    /// What a policy said.
+    Verdict(PolicyVerdictNotify, Vec<u8>),
     /// A drop.
     Drop(DropNotify, Vec<u8>),
     /// A debug message.
@@ -170,14 +180,19 @@ impl Packet for Frame {
         0
     }
 
-    fn send_trace(&self, event: &TraceNotify) {
-        let packet = self.captured(event.header.len_cap);
-        self.events.borrow_mut().push(Event::Trace(*event, packet));
+    fn send_trace(&self, len: u16, event: impl FnOnce() -> TraceNotify) {
+        let packet = self.captured(len);
+        self.events.borrow_mut().push(Event::Trace(event(), packet));
     }
 
-    fn send_drop(&self, event: &DropNotify) {
-        let packet = self.captured(event.header.len_cap);
-        self.events.borrow_mut().push(Event::Drop(*event, packet));
+    fn send_drop(&self, len: u16, event: impl FnOnce() -> DropNotify) {
+        let packet = self.captured(len);
+        self.events.borrow_mut().push(Event::Drop(event(), packet));
+    }
+
+    fn send_verdict(&self, len: u16, event: impl FnOnce() -> PolicyVerdictNotify) {
+        let packet = self.captured(len);
+        self.events.borrow_mut().push(Event::Verdict(event(), packet));
     }
 
     fn send_debug(&self, event: &DebugMessage) {
@@ -198,6 +213,25 @@ pub struct Operations {
     pub prefix: u32,
     /// Additions to counters.
     pub count: u32,
+    /// Lookups of the flow maps, assured and unassured.
+    pub flow: u32,
+    /// Entries written to or taken from the flow maps.
+    pub flow_write: u32,
+    /// Lookups of the policy trie.
+    pub policy: u32,
+    /// Lookups of revisions.
+    pub revision: u32,
+    /// Lookups of datagrams in fragments, and entries written.
+    pub fragment: u32,
+}
+
+/// A node's flows.
+#[derive(Clone, Debug, Default)]
+pub struct Flows {
+    /// Those that are proven.
+    pub assured: HashMap<FlowKey, Flow>,
+    /// Those that are not.
+    pub unassured: HashMap<FlowKey, Flow>,
 }
 
 /// The maps of a node.
@@ -215,10 +249,46 @@ pub struct Node {
     pub hosts: HashMap<AddressKey, RemoteEndpointInfo>,
     /// The ipcache's trie.
     pub prefixes: Vec<(IpcacheKey, RemoteEndpointInfo)>,
+    /// The time in ticks.
+    pub now: Cell<u32>,
+    /// `cilium_ct*`.
+    pub flows: RefCell<Flows>,
+    /// How many flows may be proven; `None` is any number.
+    pub assured_max: Option<usize>,
+    /// `cilium_fragments_v1`.
+    pub fragments: RefCell<HashMap<FragmentKey, FragmentPorts>>,
+    /// `cilium_policy_slots_v1`.
+    pub policy: HashMap<PolicyKey, PolicyEntry>,
+    /// `cilium_policy_revisions_v1`, by slot.
+    pub revisions: HashMap<u32, u32>,
+    /// Room for the packet in hand.
+    pub scratch: RefCell<Scratch>,
     /// Counters by index.
     pub metrics: RefCell<BTreeMap<u32, MetricsValue>>,
     /// What was asked.
     pub operations: Cell<Operations>,
+}
+
+impl Default for Scratch {
+    fn default() -> Self {
+        Self {
+            key: FlowKey::default(),
+            flow: Flow::default(),
+            fragment: FragmentKey::default(),
+            transport: Transport::UNKNOWN,
+            l4: L4::of(0),
+            source: End::elsewhere(0),
+            target: End::elsewhere(0),
+            question: Question::default(),
+            answer: Answer::default(),
+            refusal: None,
+            way: Way::Elsewhere,
+            endpoint: EndpointInfo::default(),
+            remote: RemoteEndpointInfo::default(),
+            met: 0,
+            now: 0,
+        }
+    }
 }
 
 impl Node {
@@ -271,6 +341,80 @@ impl Maps for Node {
 
     fn listeners(&self) -> u64 {
         self.listeners
+    }
+
+    fn now(&self) -> u32 {
+        self.now.get()
+    }
+
+    fn scratch(&self) -> Option<impl DerefMut<Target = Scratch>> {
+        Some(self.scratch.borrow_mut())
+    }
+
+    fn with_flow<F: Family, R>(&self, key: &FlowKey, f: impl FnOnce(&mut Flow) -> R) -> Option<R> {
+        self.note(|operations| operations.flow += 1);
+        let mut flows = self.flows.borrow_mut();
+        let Flows { assured, unassured } = &mut *flows;
+        if let Some(flow) = assured.get_mut(key) {
+            return Some(f(flow));
+        }
+        self.note(|operations| operations.flow += 1);
+        unassured.get_mut(key).map(f)
+    }
+
+    fn insert_assured<F: Family>(&self, key: &FlowKey, flow: &Flow) -> bool {
+        self.note(|operations| operations.flow_write += 1);
+        let assured = &mut self.flows.borrow_mut().assured;
+        let is_full = self.assured_max.is_some_and(|max| assured.len() >= max);
+        if is_full && !assured.contains_key(key) {
+            return false;
+        }
+        assured.insert(*key, *flow);
+        true
+    }
+
+    fn insert_unassured<F: Family>(&self, key: &FlowKey, flow: &Flow) -> bool {
+        self.note(|operations| operations.flow_write += 1);
+        self.flows.borrow_mut().unassured.insert(*key, *flow);
+        true
+    }
+
+    fn delete_assured<F: Family>(&self, key: &FlowKey) {
+        self.note(|operations| operations.flow_write += 1);
+        self.flows.borrow_mut().assured.remove(key);
+    }
+
+    fn delete_unassured<F: Family>(&self, key: &FlowKey) {
+        self.note(|operations| operations.flow_write += 1);
+        self.flows.borrow_mut().unassured.remove(key);
+    }
+
+    fn fragment(&self, key: &FragmentKey) -> Option<FragmentPorts> {
+        self.note(|operations| operations.fragment += 1);
+        self.fragments.borrow().get(key).copied()
+    }
+
+    fn remember(&self, key: &FragmentKey, ports: &FragmentPorts) {
+        self.note(|operations| operations.fragment += 1);
+        self.fragments.borrow_mut().insert(*key, *ports);
+    }
+
+    fn policy(&self, key: &PolicyKey) -> Option<&PolicyEntry> {
+        self.note(|operations| operations.policy += 1);
+        // The port, less and less of it, the protocol, nothing.
+        let lengths = (80..=key.prefix_len).rev().chain([POLICY_STATIC_PREFIX_BITS]);
+        lengths.into_iter().find_map(|prefix_len| {
+            let port_bits = prefix_len.saturating_sub(80).min(16);
+            let mask = (0xffff_0000_u32 >> port_bits) as u16;
+            let dport = (u16::from_be_bytes(key.dport) & mask).to_be_bytes();
+            let protocol = if prefix_len < 80 { 0 } else { key.protocol };
+            self.policy.get(&PolicyKey { prefix_len, protocol, dport, ..*key })
+        })
+    }
+
+    fn revision(&self, slot: u32) -> u32 {
+        self.note(|operations| operations.revision += 1);
+        self.revisions.get(&slot).copied().unwrap_or(0)
     }
 
     fn count(&self, index: u32, bytes: u64) {

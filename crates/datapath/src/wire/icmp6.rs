@@ -8,10 +8,14 @@ use crate::packet::Packet;
 pub const OFFSET: usize = eth::LEN + ipv6::LEN;
 /// First of the neighbour discovery types.
 pub const ROUTER_SOLICITATION: u8 = 133;
+/// A router tells of itself.
+pub const ROUTER_ADVERTISEMENT: u8 = 134;
 /// Who has this address?
 pub const NEIGHBOUR_SOLICITATION: u8 = 135;
 /// I have this address.
 pub const NEIGHBOUR_ADVERTISEMENT: u8 = 136;
+/// There is a better way; last of the neighbour discovery types.
+pub const REDIRECT: u8 = 137;
 /// First of the multicast listener discovery types (RFC 2710).
 pub const LISTENER_QUERY: u8 = 130;
 /// Last of them.

@@ -18,7 +18,11 @@ pub const TARGET_OPTIONS: u8 = 60;
 pub const MOBILITY: u8 = 135;
 /// Extension headers that we follow; a longer chain is refused.
 pub const EXTENSION_HEADERS_MAX: usize = 6;
-/// Offset in a frame beyond which we follow no chain.
-pub const CHAIN_END_MAX: usize = 1024;
+/// Bytes of headers behind which we follow no chain.
+pub const CHAIN_LEN_MAX: usize = 1010;
+/// Bits of the fragment header's word that hold the offset.
+pub const FRAGMENT_OFFSET_MASK: u16 = 0xfff8;
+/// Bit of the fragment header's word: this is not the last one.
+pub const MORE_FRAGMENTS: u16 = 1;
 /// Next header: ICMPv6.
 pub const ICMP6: u8 = 58;

@@ -4,9 +4,11 @@
 pub mod arp;
 pub mod checksum;
 pub mod eth;
+pub mod icmp;
 pub mod icmp6;
 pub mod ipv4;
 pub mod ipv6;
+pub mod tcp;
 pub mod udp;
 
 /// The `N` bytes at `offset` of `bytes`, which must have them: a constant of the caller.

@@ -10,7 +10,8 @@ use std::{collections::BTreeMap, path::Path};
 
 use abi::{
     DatapathConfig,
-    event::{DropNotify, EventType, TraceNotify},
+    conntrack::ticks,
+    event::{DropNotify, EventType, PolicyVerdictNotify, TraceNotify},
     metrics::METRICS_LEN,
     names,
 };
@@ -18,9 +19,9 @@ use datapath::host::{
     Event, Frame, Node, example,
     harness::{Choices, HOOKS, mutated, well_formed},
 };
-use kernel::datapath::{Datapath, LoadError, LoadOptions, MapSizes};
+use kernel::datapath::{Datapath, LoadError, LoadOptions, MapSizes, Maps};
 use kernel::events::{self, EventRings};
-use kernel::map::Map as _;
+use kernel::map::{BpfMap, Map as _, Plain};
 use zerocopy::IntoBytes as _;
 
 use crate::fixture::{BPFFS, on_node};
@@ -102,11 +103,12 @@ impl<'a> Pair<'a> {
         config: DatapathConfig,
     ) -> Self {
         let mut node = crate::harness::node(config);
-        let all = [EventType::Drop, EventType::Debug, EventType::Trace];
+        let all = [EventType::Drop, EventType::Debug, EventType::Trace, EventType::PolicyVerdict];
         node.listeners = all.iter().map(|event| event.listener_bit()).sum();
         events::listen(&datapath.maps.runtime_config, &all).expect("events are wanted");
         let rings = EventRings::new(&datapath.maps.events).expect("rings");
         fill(&datapath.maps, &node);
+        forget_flows(&datapath.maps);
         let counted_before = crate::harness::counters(datapath);
         Self { harness, network, datapath, node, counted_before, rings }
     }
@@ -124,6 +126,7 @@ impl<'a> Pair<'a> {
         frame.vni = choices.one_of(&[Some(20_003), Some(1), Some(2), Some(6), None]);
         frame.route = self.network.route(&frame.bytes);
 
+        self.node.now.set(ticks(monotonic_ns()));
         let before = frame.clone();
         let Ok(kernel) = self.harness.run(&frame, 1) else {
             // Too short for the kernel.
@@ -200,11 +203,26 @@ impl<'a> Pair<'a> {
     }
 }
 
+/// Maps outlive the programs that an earlier configuration loaded.
+fn forget_flows(maps: &Maps) {
+    fn clear<K: Plain, V: Plain>(map: &BpfMap<K, V>) {
+        for (key, _) in map.entries().expect("entries") {
+            map.delete(&key).expect("it goes");
+        }
+    }
+    clear(&maps.ct4_assured);
+    clear(&maps.ct4_unassured);
+    clear(&maps.ct6_assured);
+    clear(&maps.ct6_unassured);
+    clear(&maps.fragments);
+}
+
 /// An event as it lies in a ring, without the flow hash, which the host build does not know.
 fn bytes_of(event: &Event) -> Vec<u8> {
     without_hash(&match event {
         Event::Trace(event, packet) => [event.as_bytes(), packet].concat(),
         Event::Drop(event, packet) => [event.as_bytes(), packet].concat(),
+        Event::Verdict(event, packet) => [event.as_bytes(), packet].concat(),
         Event::Debug(event) => event.as_bytes().to_vec(),
     })
 }
@@ -216,11 +234,21 @@ fn without_hash(payload: &[u8]) -> Vec<u8> {
     let struct_len = match payload[0] {
         kind if kind == EventType::Drop as u8 => size_of::<DropNotify>(),
         kind if kind == EventType::Trace as u8 => size_of::<TraceNotify>(),
+        kind if kind == EventType::PolicyVerdict as u8 => size_of::<PolicyVerdictNotify>(),
         _ => return payload,
     };
     let len_cap = usize::from(u16::from_ne_bytes([payload[12], payload[13]]));
     payload.truncate(struct_len + len_cap);
     payload
+}
+
+/// The clock of the programs.
+fn monotonic_ns() -> u64 {
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the call writes a struct that is ours.
+    let failed = unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC_COARSE, &raw mut now) };
+    assert_eq!(failed, 0, "there is a clock");
+    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
 }
 
 /// xorshift: the same packets in every run.

@@ -171,7 +171,8 @@ fn bpftool_prints_names() {
     });
 }
 
-/// Budget: 32 MiB at the sizes a lab uses, with 200 endpoints.
+/// Budget: 48 MiB at the default sizes, with 200 endpoints. Twenty of them are the flows that are not
+/// proven: an LRU takes its memory at once.
 #[test]
 fn memory_stays_in_budget() {
     on_node("memory_stays_in_budget", || {
@@ -189,6 +190,6 @@ fn memory_stays_in_budget() {
             return;
         }
         eprintln!("kernel memory of all maps with 200 endpoints: {} KiB", total / 1024);
-        assert!(total <= 32 << 20, "{infos:#?}");
+        assert!(total <= 48 << 20, "{infos:#?}");
     });
 }

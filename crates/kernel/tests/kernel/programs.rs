@@ -12,7 +12,7 @@ use kernel::datapath::{Datapath, LoadError, LoadOptions, MapSizes};
 use crate::fixture::{BPFFS, on_node};
 
 /// What a node can switch on and off.
-const SWITCHES: [(&str, fn(&mut DatapathConfig)); 8] = [
+const SWITCHES: [(&str, fn(&mut DatapathConfig)); 10] = [
     ("ipv4", |config| config.enable_ipv4 = 1),
     ("ipv6", |config| config.enable_ipv6 = 1),
     ("tunnel", |config| {
@@ -28,12 +28,17 @@ const SWITCHES: [(&str, fn(&mut DatapathConfig)); 8] = [
     ("drop-events", |config| config.drop_events = 1),
     ("trace-events", |config| config.trace_events = 1),
     ("debug-events", |config| config.debug_events = 1),
+    ("verdict-events", |config| config.policy_verdict_events = 1),
+    ("host-firewall", |config| {
+        config.enable_host_firewall = 1;
+        config.host_ifindex = 1;
+    }),
 ];
 const ALL: u32 = (1 << SWITCHES.len()) - 1;
 /// Bytes of stack that the kernel gives a program.
 const STACK_MAX: u32 = 512;
 /// A tenth of what the kernel allows, so that what is to come has room.
-const INSTRUCTIONS_MAX: u32 = 100_000;
+const INSTRUCTIONS_MAX: u32 = 600_000;
 
 #[test]
 fn every_program_loads_in_every_configuration() {
