@@ -177,6 +177,19 @@ pub(crate) enum Policy {
     Get(Ask),
     /// List the selectors of rules, and the identities that each selects
     Selectors(Ask),
+    /// Check policies in files before they are applied: every field, as the agent does
+    ///
+    /// Reads CiliumNetworkPolicy, CiliumClusterwideNetworkPolicy, NetworkPolicy,
+    /// ClusterNetworkPolicy and CiliumCIDRGroup objects; no cluster is needed. Exit code 1 where one
+    /// would be refused.
+    Validate {
+        /// YAML or JSON, with several objects if you like; - is standard input
+        #[arg(required = true, value_name = "FILE")]
+        files: Vec<PathBuf>,
+        /// Print data instead of text
+        #[arg(short, long, value_enum, value_name = "FORMAT")]
+        output: Option<Format>,
+    },
     /// Wait until all endpoints of the node enforce this revision of the policies, or a later one
     Wait {
         /// As `cilium policy get` prints it

@@ -24,6 +24,7 @@ mod monitor;
 mod nodes;
 mod output;
 mod policy;
+mod policy_file;
 mod policy_map;
 mod policy_words;
 mod status;

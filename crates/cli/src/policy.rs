@@ -16,6 +16,7 @@ use crate::args::{self, Ask, Destination, Source, Trace, Whom};
 use crate::list::labels;
 use crate::nodes::{Node, Nodes};
 use crate::output::{Outcome, Report, Style, Table, encode, explain, print};
+use crate::policy_file;
 
 /// Between two looks at an agent's revision: what an agent takes to enforce a change is less.
 const WAIT_INTERVAL: Duration = Duration::from_millis(50);
@@ -27,6 +28,7 @@ pub(crate) fn run(command: &args::Policy) -> Result<Outcome> {
         args::Policy::Selectors(ask) => {
             Report::new(ask)?.each(selectors, |list| render_selectors(list))
         }
+        args::Policy::Validate { files, output } => policy_file::validate(files, *output),
         args::Policy::Wait { revision, max_wait_time, whom } => {
             wait(whom, *revision, *max_wait_time)
         }

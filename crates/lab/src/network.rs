@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!    node-1        node-2            external
-//!    eth0 .1.1     eth0 .1.2         eth0 .0.254   lo 203.0.113.10, 2001:db8:ff::10
+//!    eth0 .1.1     eth0 .1.2         eth0 .0.254   lo 203.0.113.10, .11, 2001:db8:ff::10, ::11
 //!      │             │                 │           ("the Internet"; serves HTTP and UDP)
 //!   ───┴─────────────┴─────────────────┴──── br0 .0.1   172.18.0.0/16, fd00:18::/64
 //!                                          hub (API server listens here, operator runs here)
@@ -11,16 +11,20 @@
 //! All of it is in namespaces of the lab: nothing appears among the host's own devices, and labs
 //! with the same addresses live side by side.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener};
 use std::os::fd::AsFd as _;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use ipnet::IpNet;
-use kernel::netlink::{AddressFlags, Netlink, Route, VethSpec};
+use kernel::netlink::{AddressFlags, Mac, Netlink, Route, TcHook, VethSpec};
 use kernel::netns::Netns;
 use kernel::sysctl;
 
-use crate::spec::{EXTERNAL, HUB, INTERNET, NodeSpec, Paths, UNDERLAY_MTU, UNDERLAY_PREFIX};
+use crate::spec::{
+    EXTERNAL, HUB, INTERNET, INTERNET_OTHER, NodeSpec, Paths, UNDERLAY_MTU, UNDERLAY_PREFIX,
+};
 
 const BRIDGE: &str = "br0";
 const UPLINK: &str = "eth0";
@@ -35,6 +39,15 @@ pub struct Network {
     pub external: Netns,
     hub_links: Netlink,
     external_links: Netlink,
+    ports: Mutex<Ports>,
+}
+
+/// The bridge's ports and between which of them nothing gets through.
+#[derive(Debug, Default)]
+struct Ports {
+    /// By name: the device in the hub, and the Ethernet address of the other end.
+    by_name: BTreeMap<String, (u32, Mac)>,
+    cuts: BTreeSet<(String, String)>,
 }
 
 impl Network {
@@ -60,10 +73,13 @@ impl Network {
         })??;
         let external_links = Netlink::in_netns(&external)?;
         let loopback = set_up(&external_links, "lo")?;
-        for address in [IpAddr::V4(INTERNET.0), IpAddr::V6(INTERNET.1)] {
-            external_links.add_address(loopback, IpNet::from(address), NODAD)?;
+        for (v4, v6) in [INTERNET, INTERNET_OTHER] {
+            for address in [IpAddr::V4(v4), IpAddr::V6(v6)] {
+                external_links.add_address(loopback, IpNet::from(address), NODAD)?;
+            }
         }
-        let network = Self { hub, external, hub_links, external_links };
+        let ports = Mutex::default();
+        let network = Self { hub, external, hub_links, external_links, ports };
         network.plug("external", &network.external, &network.external_links, EXTERNAL)?;
         // The router knows the way to pods, which talk to the API server.
         default_routes(&network.hub_links)?;
@@ -82,14 +98,14 @@ impl Network {
     /// Connects a namespace to the bridge by a device `eth0`.
     fn plug(
         &self,
-        port: &str,
+        name: &str,
         netns: &Netns,
         links: &Netlink,
         addresses: (Ipv4Addr, Ipv6Addr),
     ) -> Result<()> {
         let bridge = self.hub_links.link_by_name(BRIDGE)?;
         let port = self.hub_links.create_veth(&VethSpec {
-            name: port,
+            name,
             peer_name: UPLINK,
             peer_netns: Some(netns.as_fd()),
             mtu: Some(UNDERLAY_MTU),
@@ -102,7 +118,51 @@ impl Network {
             links.add_address(uplink.index, address, NODAD)?;
         }
         links.set_up(uplink.index)?;
+        self.lock_ports().by_name.insert(name.to_owned(), (port.index, uplink.mac));
         Ok(())
+    }
+
+    /// Lets nothing through between two members of the underlay any more, or everything again.
+    pub fn cut(&self, one: &str, other: &str, cut: bool) -> Result<()> {
+        let mut ports = self.lock_ports();
+        let Ports { by_name, cuts } = &mut *ports;
+        for name in [one, other] {
+            if !by_name.contains_key(name) {
+                let names: Vec<&str> = by_name.keys().map(String::as_str).collect();
+                bail!("{name:?} is not on the wire, but: {}", names.join(", "));
+            }
+        }
+        if one == other {
+            bail!("a wire has two ends: name two different nodes");
+        }
+        let pair = (one.min(other).to_owned(), one.max(other).to_owned());
+        match cut {
+            true => drop(cuts.insert(pair)),
+            false if !cuts.remove(&pair) => bail!("nothing is cut between {one} and {other}"),
+            false => {}
+        }
+        for name in [one, other] {
+            let peers = cuts.iter().filter_map(|(a, b)| match () {
+                () if a == name => by_name.get(b),
+                () if b == name => by_name.get(a),
+                () => None,
+            });
+            let senders: Vec<Mac> = peers.map(|(_, mac)| *mac).collect();
+            let (index, _) = by_name[name];
+            self.hub_links.ensure_clsact(index)?;
+            self.hub_links.drop_frames_of(index, TcHook::Egress, &senders)?;
+        }
+        Ok(())
+    }
+
+    /// Between whom nothing gets through.
+    pub fn cuts(&self) -> Vec<(String, String)> {
+        self.lock_ports().cuts.iter().cloned().collect()
+    }
+
+    fn lock_ports(&self) -> MutexGuard<'_, Ports> {
+        // What is half done is done again with the next cut.
+        self.ports.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Tells the external router the way to a node's pods.

@@ -60,7 +60,7 @@ pub(crate) struct World {
     /// A host outside of the cluster; by default the lab's own, or else 1.1.1.1
     #[arg(long, value_name = "ADDRESS")]
     pub(crate) external_ip: Option<IpAddr>,
-    /// Another one; by default none in a lab, or else 1.0.0.1
+    /// Another one; by default the lab's own, or else 1.0.0.1
     #[arg(long, value_name = "ADDRESS")]
     pub(crate) external_other_ip: Option<IpAddr>,
     /// The same over IPv6; by default the lab's own, or else none

@@ -3,25 +3,29 @@
 //! The test's pods are Deployments and a DaemonSet that are applied server-side, so that a second
 //! run finds them running and a changed option changes them.
 
-use std::collections::BTreeMap;
+use std::fmt::Debug;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
-use k8s_openapi::api::core::v1::{Namespace, Node, Pod as PodObject};
+use k8s_openapi::api::core::v1::{Namespace, Node, Pod as PodObject, ServiceAccount};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Status;
-use kube::api::{ApiResource, AttachParams, DynamicObject, ListParams, Patch, PatchParams};
+use kube::api::{
+    ApiResource, AttachParams, DeleteParams, DynamicObject, ListParams, Patch, PatchParams,
+};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::runtime::wait::await_condition;
 use kube::{Api, Client, Config, ResourceExt};
 use model::IpFamily;
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 
 use super::args::{self, Images};
 use super::plan::{ECHO_PORT, Executed, Peer, Place, Pod, World, of_family};
+use super::policies::{CCNP_1, CCNP_2};
 use crate::output::Table;
 
 /// Who applies the test's objects.
@@ -54,6 +58,13 @@ pub(crate) struct InPod<'a> {
     namespace: &'a str,
     name: &'a str,
     container: &'a str,
+}
+
+impl<'a> InPod<'a> {
+    /// A pod of the test.
+    pub(crate) fn of_test(namespace: &'a str, name: &'a str) -> Self {
+        Self { namespace, name, container: CONTAINER }
+    }
 }
 
 /// The nodes to use.
@@ -109,12 +120,68 @@ impl Cluster {
         })
     }
 
-    fn api<K>(&self) -> Api<K>
+    fn api_in<K>(&self, namespace: &str) -> Api<K>
     where
         K: kube::Resource<Scope = kube::core::NamespaceResourceScope>,
         K::DynamicType: Default,
     {
-        Api::namespaced(self.client.clone(), &self.namespace)
+        Api::namespaced(self.client.clone(), namespace)
+    }
+
+    /// The namespace of the test, and those that it has beside it.
+    fn namespaces(&self) -> [String; 3] {
+        let own = &self.namespace;
+        [own.clone(), format!("{own}-ccnp1"), format!("{own}-ccnp2")]
+    }
+
+    /// Makes an object what is given.
+    async fn apply<K>(&self, api: &Api<K>, object: &Value) -> Result<K>
+    where
+        K: Clone + DeserializeOwned + Debug,
+    {
+        let name = object["metadata"]["name"].as_str().unwrap_or_default();
+        let params = PatchParams::apply(FIELD_MANAGER).force();
+        let applied = api.patch(name, &params, &Patch::Apply(object)).await;
+        applied.with_context(|| format!("cannot apply the {} {name}", kind(object)))
+    }
+
+    /// Applies a policy, or what policies speak of, and marks it as the test's.
+    pub(crate) async fn apply_policy(&self, mut object: Value) -> Result<DynamicObject> {
+        object["metadata"]["labels"][POLICY_LABEL] = self.namespace.as_str().into();
+        let api =
+            self.policies(&resource(&kind(&object))?, object["metadata"]["namespace"].as_str());
+        self.apply(&api, &object).await
+    }
+
+    /// Removes all policies that a test has applied.
+    pub(crate) async fn remove_policies(&self) -> Result<()> {
+        let mine = ListParams::default().labels(&format!("{POLICY_LABEL}={}", self.namespace));
+        for (kind, ..) in POLICY_KINDS {
+            let resource = resource(kind)?;
+            let list = match self.policies(&resource, None).list(&mine).await {
+                // A cluster need not have every kind.
+                Err(kube::Error::Api(error)) if error.code == 404 => continue,
+                list => list.with_context(|| format!("cannot list {}", resource.plural))?,
+            };
+            for object in list {
+                let name = object.name_any();
+                let api = self.policies(&resource, object.namespace().as_deref());
+                match api.delete(&name, &DeleteParams::default()).await {
+                    Err(kube::Error::Api(error)) if error.code == 404 => {}
+                    deleted => {
+                        deleted.with_context(|| format!("cannot delete the {kind} {name}"))?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn policies(&self, resource: &ApiResource, namespace: Option<&str>) -> Api<DynamicObject> {
+        match namespace {
+            Some(namespace) => Api::namespaced_with(self.client.clone(), namespace, resource),
+            None => Api::all_with(self.client.clone(), resource),
+        }
     }
 
     /// Chooses nodes that take pods.
@@ -142,40 +209,35 @@ impl Cluster {
         say: &dyn Fn(String),
         patience: Duration,
     ) -> Result<()> {
-        let applied = PatchParams::apply(FIELD_MANAGER).force();
         let context = &self.context;
-        say(format!("✨ [{context}] Creating namespace {}", self.namespace));
-        let namespaces: Api<Namespace> = Api::all(self.client.clone());
-        let object = namespace(&self.namespace);
-        namespaces
-            .patch(&self.namespace, &applied, &Patch::Apply(&object))
-            .await
-            .with_context(|| format!("cannot apply the namespace {}", self.namespace))?;
-        let deployments = deployments(nodes, images);
-        for (name, object) in &deployments {
+        for name in self.namespaces() {
+            say(format!("✨ [{context}] Creating namespace {name}"));
+            self.apply(&Api::<Namespace>::all(self.client.clone()), &namespace(&name)).await?;
+        }
+        let deployments = deployments(nodes, images, &self.namespace);
+        for Deployed { namespace, name, object } in &deployments {
             say(format!("✨ [{context}] Deploying {name}"));
-            self.api::<Deployment>()
-                .patch(name, &applied, &Patch::Apply(object))
-                .await
-                .with_context(|| format!("cannot apply the Deployment {name}"))?;
+            let account = json!({
+                "apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": name},
+            });
+            self.apply(&self.api_in::<ServiceAccount>(namespace), &account).await?;
+            self.apply(&self.api_in::<Deployment>(namespace), object).await?;
         }
         say(format!("✨ [{context}] Deploying {HOST_NETNS}"));
-        let hosts = host_netns(images);
-        self.api::<DaemonSet>()
-            .patch(HOST_NETNS, &applied, &Patch::Apply(&hosts))
-            .await
-            .with_context(|| format!("cannot apply the DaemonSet {HOST_NETNS}"))?;
+        self.apply(&self.api_in::<DaemonSet>(&self.namespace), &host_netns(images)).await?;
         let ready = async {
-            for name in deployments.keys() {
-                say(format!("⌛ [{context}] Waiting for deployment {}/{name}", self.namespace));
-                await_condition(self.api::<Deployment>(), name, |object: Option<&Deployment>| {
+            for Deployed { namespace, name, .. } in &deployments {
+                say(format!("⌛ [{context}] Waiting for deployment {namespace}/{name}"));
+                let api = self.api_in::<Deployment>(namespace);
+                await_condition(api, name, |object: Option<&Deployment>| {
                     object.is_some_and(deployment_is_ready)
                 })
                 .await
                 .with_context(|| format!("cannot watch the Deployment {name}"))?;
             }
             say(format!("⌛ [{context}] Waiting for daemonset {}/{HOST_NETNS}", self.namespace));
-            await_condition(self.api::<DaemonSet>(), HOST_NETNS, |object: Option<&DaemonSet>| {
+            let api = self.api_in::<DaemonSet>(&self.namespace);
+            await_condition(api, HOST_NETNS, |object: Option<&DaemonSet>| {
                 object.is_some_and(daemon_set_is_ready)
             })
             .await
@@ -205,9 +267,7 @@ impl Cluster {
             let mine = pods.iter().filter(|pod| {
                 pod.labels().get("kind").is_some_and(|value| value == kind) && is_running(pod)
             });
-            let mut mine: Vec<Pod> = mine
-                .map(|pod| Pod { name: pod.name_any(), addresses: pod_addresses(pod) })
-                .collect();
+            let mut mine: Vec<Pod> = mine.map(pod_of).collect();
             mine.sort_by(|a, b| a.name.cmp(&b.name));
             mine
         };
@@ -223,6 +283,7 @@ impl Cluster {
             clients,
             echoes,
             hosts: of_kind(HOST_NETNS),
+            elsewhere: of_kind(CCNP_KIND),
             nodes: peers.collect(),
             outside,
             agents,
@@ -272,11 +333,6 @@ impl Cluster {
         Ok(Executed { stdout: stdout?, stderr: stderr?, error })
     }
 
-    /// A pod of the test.
-    pub(crate) fn test_pod<'a>(&'a self, name: &'a str) -> InPod<'a> {
-        InPod { namespace: &self.namespace, name, container: CONTAINER }
-    }
-
     /// The pod of an agent.
     pub(crate) fn agent_pod<'a>(&'a self, name: &'a str) -> InPod<'a> {
         InPod { namespace: &self.agent_namespace, name, container: AGENT_CONTAINER }
@@ -291,8 +347,12 @@ impl Cluster {
     }
 
     async fn pods(&self) -> Result<Vec<PodObject>> {
-        let list = self.api::<PodObject>().list(&ListParams::default()).await;
-        Ok(list.with_context(|| format!("cannot list the pods of {}", self.namespace))?.items)
+        let mut all = Vec::new();
+        for namespace in self.namespaces() {
+            let list = self.api_in::<PodObject>(&namespace).list(&ListParams::default()).await;
+            all.extend(list.with_context(|| format!("cannot list the pods of {namespace}"))?);
+        }
+        Ok(all)
     }
 
     /// Pods, nodes and endpoints as they are now, for those who look why something failed.
@@ -371,6 +431,17 @@ fn pod_addresses(pod: &PodObject) -> Vec<IpAddr> {
     ips.into_iter().flatten().filter_map(|ip| ip.ip.parse().ok()).collect()
 }
 
+fn pod_of(pod: &PodObject) -> Pod {
+    let node = pod.spec.as_ref().and_then(|spec| spec.node_name.clone());
+    Pod {
+        namespace: pod.namespace().unwrap_or_default(),
+        name: pod.name_any(),
+        app: pod.labels().get("name").cloned().unwrap_or_default(),
+        node: node.unwrap_or_default(),
+        addresses: pod_addresses(pod),
+    }
+}
+
 fn is_running(pod: &PodObject) -> bool {
     let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
     pod.metadata.deletion_timestamp.is_none() && phase == Some("Running")
@@ -400,6 +471,37 @@ fn families(wanted: &[IpFamily], pods: &[Pod]) -> Result<Vec<IpFamily>> {
 }
 
 // ---------------------------------------------------------------------------------------------
+// Policies
+
+/// Label of what tests apply; the value is the test's namespace.
+const POLICY_LABEL: &str = "cilium.io/connectivity-test";
+/// Kind, group, version and plural of what tests apply; groups last, for policies speak of them.
+const POLICY_KINDS: [(&str, &str, &str, &str); 4] = [
+    ("NetworkPolicy", "networking.k8s.io", "v1", "networkpolicies"),
+    ("CiliumNetworkPolicy", "cilium.io", "v2", "ciliumnetworkpolicies"),
+    ("CiliumClusterwideNetworkPolicy", "cilium.io", "v2", "ciliumclusterwidenetworkpolicies"),
+    ("CiliumCIDRGroup", "cilium.io", "v2", "ciliumcidrgroups"),
+];
+
+fn resource(wanted: &str) -> Result<ApiResource> {
+    let mut kinds = POLICY_KINDS.iter();
+    let (kind, group, version, plural) = kinds
+        .find(|(kind, ..)| *kind == wanted)
+        .ok_or_else(|| anyhow!("no test applies a {wanted}"))?;
+    Ok(ApiResource {
+        group: (*group).to_owned(),
+        version: (*version).to_owned(),
+        api_version: format!("{group}/{version}"),
+        kind: (*kind).to_owned(),
+        plural: (*plural).to_owned(),
+    })
+}
+
+fn kind(object: &Value) -> String {
+    object["kind"].as_str().unwrap_or_default().to_owned()
+}
+
+// ---------------------------------------------------------------------------------------------
 // What is deployed
 
 const HOST_NETNS: &str = "host-netns";
@@ -416,20 +518,38 @@ fn namespace(name: &str) -> Value {
     })
 }
 
-/// The Deployments by name: Cilium's names, one pod each.
-fn deployments(nodes: &Nodes, images: &Images) -> BTreeMap<&'static str, Value> {
-    let mut all = BTreeMap::new();
-    let mut add = |name: &'static str, kind: &str, node: &str, container: Value| {
-        let node = nodes.hostname_label(node);
-        all.insert(name, deployment(name, kind, &node, container));
+/// A Deployment, and where it goes.
+struct Deployed {
+    namespace: String,
+    name: &'static str,
+    object: Value,
+}
+
+/// Label of clients in namespaces of their own.
+const CCNP_KIND: &str = "ccnp-client";
+
+/// The Deployments: Cilium's names and labels, one pod each, with a service account of its own.
+fn deployments(nodes: &Nodes, images: &Images, own: &str) -> Vec<Deployed> {
+    let near = nodes.hostname_label(&nodes.near);
+    let far = nodes.far.as_ref().map(|far| nodes.hostname_label(far));
+    let mut all = Vec::new();
+    let mut add = |name: &'static str, place: Option<&Value>, labels: Value, container: Value| {
+        let Some(place) = place else { return };
+        let namespace = match name {
+            CCNP_1 => format!("{own}-ccnp1"),
+            CCNP_2 => format!("{own}-ccnp2"),
+            _ => own.to_owned(),
+        };
+        all.push(Deployed { namespace, name, object: deployment(name, &labels, place, container) });
     };
-    add("client", "client", &nodes.near, client(images));
-    add("client2", "client", &nodes.near, client(images));
-    add("echo-same-node", "echo", &nodes.near, echo(images));
-    if let Some(far) = &nodes.far {
-        add("client3", "client", far, client(images));
-        add("echo-other-node", "echo", far, echo(images));
-    }
+    let client_labels = |other: &str| json!({"kind": "client", "other": other});
+    add("client", Some(&near), json!({"kind": "client"}), client(images));
+    add("client2", Some(&near), client_labels("client"), client(images));
+    add("echo-same-node", Some(&near), json!({"kind": "echo", "other": "echo"}), echo(images));
+    add("client3", far.as_ref(), client_labels("client-other-node"), client(images));
+    add("echo-other-node", far.as_ref(), json!({"kind": "echo", "first": "echo"}), echo(images));
+    add(CCNP_1, Some(&near), json!({"kind": CCNP_KIND}), client(images));
+    add(CCNP_2, Some(far.as_ref().unwrap_or(&near)), json!({"kind": CCNP_KIND}), client(images));
     all
 }
 
@@ -444,16 +564,19 @@ impl Nodes {
     }
 }
 
-fn deployment(name: &str, kind: &str, place: &Value, container: Value) -> Value {
-    let labels = json!({"kind": kind, "name": name});
-    let mut spec = json!({"terminationGracePeriodSeconds": 5, "containers": [container]});
+fn deployment(name: &str, labels: &Value, place: &Value, container: Value) -> Value {
+    let mut labels = labels.clone();
+    merge(&mut labels, &json!({"name": name}));
+    let mut spec = json!({
+        "terminationGracePeriodSeconds": 5, "containers": [container], "serviceAccountName": name,
+    });
     merge(&mut spec, place);
     json!({
         "apiVersion": "apps/v1", "kind": "Deployment",
         "metadata": {"name": name, "labels": labels},
         "spec": {
             "replicas": 1,
-            "selector": {"matchLabels": labels},
+            "selector": {"matchLabels": {"kind": labels["kind"], "name": name}},
             "template": {"metadata": {"labels": labels}, "spec": spec},
         },
     })
@@ -488,7 +611,7 @@ fn echo(images: &Images) -> Value {
     json!({
         "name": CONTAINER, "image": images.echo_image, "imagePullPolicy": "IfNotPresent",
         "args": ["netexec", format!("--http-port={ECHO_PORT}")],
-        "ports": [{"containerPort": ECHO_PORT, "protocol": "TCP"}],
+        "ports": [{"name": "http-8080", "containerPort": ECHO_PORT, "protocol": "TCP"}],
         "readinessProbe": {"httpGet": {"path": "/healthz", "port": ECHO_PORT}},
     })
 }
@@ -692,7 +815,10 @@ mod tests {
     #[test]
     fn families_of_pods() {
         let pod = |name: &str, addresses: &[&str]| Pod {
+            namespace: "test".to_owned(),
             name: name.to_owned(),
+            app: name.to_owned(),
+            node: "node-1".to_owned(),
             addresses: addresses.iter().map(|a| a.parse().unwrap()).collect(),
         };
         let check = |wanted: &[IpFamily], pods: &[Pod], expected: Result<&[IpFamily], &str>| {
@@ -724,19 +850,29 @@ mod tests {
             lab: false,
         };
         let images = Images { curl_image: "curl:1".to_owned(), echo_image: "agnhost:1".to_owned() };
-        let all = deployments(&nodes, &images);
-        let names: Vec<&str> = all.keys().copied().collect();
-        assert_eq!(names, ["client", "client2", "client3", "echo-other-node", "echo-same-node"]);
-        for (name, object) in &all {
+        let all = deployments(&nodes, &images, "test");
+        let places: Vec<String> =
+            all.iter().map(|one| format!("{}/{}", one.namespace, one.name)).collect();
+        let expected = [
+            "test/client",
+            "test/client2",
+            "test/echo-same-node",
+            "test/client3",
+            "test/echo-other-node",
+            "test-ccnp1/ccnp-client-1",
+            "test-ccnp2/ccnp-client-2",
+        ];
+        assert_eq!(places, expected);
+        for Deployed { name, object, .. } in &all {
             let typed: Deployment = serde_json::from_value(object.clone()).unwrap();
             let spec = typed.spec.unwrap().template.spec.unwrap();
             let near = spec.node_selector.is_some_and(|s| s["kubernetes.io/hostname"] == "host-1");
             let far = spec.node_name.as_deref() == Some("two");
-            let expected = ["client3", "echo-other-node"].contains(name);
+            let expected = ["client3", "echo-other-node", "ccnp-client-2"].contains(name);
             assert_eq!((near, far), (!expected, expected), "{name}");
         }
         let _: DaemonSet = serde_json::from_value(host_netns(&images)).unwrap();
         let alone = Nodes { far: None, ..nodes };
-        assert_eq!(deployments(&alone, &images).len(), 3);
+        assert_eq!(deployments(&alone, &images, "test").len(), 5);
     }
 }

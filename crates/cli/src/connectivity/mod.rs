@@ -1,8 +1,9 @@
 //! `cilium connectivity test`: pods of a test namespace talk to each other, to nodes and to the
-//! world outside, and whatever does not work is named.
+//! world outside, under policies or none, and whatever is not as it should be is named.
 //!
 //! ```text
 //!   args ─► cluster: connect, choose nodes, deploy, wait ─► plan::World
+//!           policies: tests ─► enforce: apply, wait until agents enforce it
 //!                                                               │ plan: Scenario::actions (pure)
 //!           report: text, JSON, JUnit ◄─ verdict ◄─ exec in pods, some at a time
 //! ```
@@ -12,7 +13,9 @@
 
 pub(crate) mod args;
 mod cluster;
+mod enforce;
 mod plan;
+mod policies;
 mod report;
 
 use std::collections::BTreeMap;
@@ -23,9 +26,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use futures::StreamExt as _;
 
-use self::args::{Connectivity, Format, Test};
-use self::cluster::Cluster;
+use self::args::{Connectivity, Format};
+use self::cluster::{Cluster, InPod};
+use self::enforce::Policies;
 use self::plan::{Action, Executed, Method, Place, Scenario, Selection, World};
+use self::policies::Test;
 use self::report::{ActionResult, Report, ScenarioResult, TestResult, millis};
 use crate::args::Whom;
 use crate::bpf;
@@ -46,23 +51,28 @@ const INTERNET: [[u8; 4]; 2] = [[1, 1, 1, 1], [1, 0, 0, 1]];
 pub(crate) fn run(command: &Connectivity) -> Result<Outcome> {
     let Connectivity::Test(test) = command;
     let selection = Selection::new(&test.tests)?;
-    let scenarios: Vec<Scenario> =
-        Scenario::ALL.into_iter().filter(|scenario| selection.selects(*scenario)).collect();
-    if scenarios.is_empty() {
+    let mut tests = policies::tests();
+    for one in &mut tests {
+        let all = std::mem::take(&mut one.scenarios);
+        one.scenarios =
+            all.into_iter().filter(|scenario| selection.selects(one, *scenario)).collect();
+    }
+    tests.retain(|test| !test.scenarios.is_empty());
+    if tests.is_empty() {
         bail!("--test {:?} selects nothing; look with --list", test.tests.join(","));
     }
     if test.list {
-        output::print(&report::list(&scenarios))?;
+        output::print(&report::list(&tests))?;
         return Ok(Outcome::Complete);
     }
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
-    runtime.block_on(run_test(test, &scenarios))
+    runtime.block_on(run_tests(test, &tests))
 }
 
-async fn run_test(test: &Test, scenarios: &[Scenario]) -> Result<Outcome> {
+async fn run_tests(test: &args::Test, tests: &[Test]) -> Result<Outcome> {
     let progress = Progress { to_stderr: test.output.is_some(), style: Style::of_stdout() };
     let cluster = Cluster::connect(&test.cluster, &test.test_namespace).await?;
     let nodes = cluster.nodes(&test.node_selector, test.single_node).await?;
@@ -84,7 +94,7 @@ async fn run_test(test: &Test, scenarios: &[Scenario]) -> Result<Outcome> {
     let began = Instant::now();
     let run =
         Run { test, cluster: &cluster, world: &world, here: here.as_ref(), progress: &progress };
-    let tests = run.tests(scenarios).await;
+    let tests = run.tests(tests).await?;
     let report = Report::new(&cluster.context, &cluster.namespace, began.elapsed(), tests);
     if !report.success {
         progress.line(&format!("\n{}{}", cluster.describe().await, drops.since()));
@@ -104,10 +114,10 @@ fn outside(world: &args::World, lab: bool) -> Vec<SocketAddr> {
     if world.no_external {
         return Vec::new();
     }
-    let (v4, v6) = lab::spec::INTERNET;
+    let [(v4, v6), (other_v4, other_v6)] = [lab::spec::INTERNET, lab::spec::INTERNET_OTHER];
     let [first, second] = INTERNET.map(IpAddr::from);
     let defaults = match lab {
-        true => [Some(v4.into()), None, Some(v6.into()), None],
+        true => [v4.into(), other_v4.into(), v6.into(), other_v6.into()].map(Some),
         false => [Some(first), Some(second), None, None],
     };
     let given = [
@@ -121,7 +131,7 @@ fn outside(world: &args::World, lab: bool) -> Vec<SocketAddr> {
 }
 
 struct Run<'a> {
-    test: &'a Test,
+    test: &'a args::Test,
     cluster: &'a Cluster,
     world: &'a World,
     here: Option<&'a Nodes>,
@@ -129,39 +139,81 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    async fn tests(&self, scenarios: &[Scenario]) -> Vec<TestResult> {
-        let mut by_test: Vec<(&str, Vec<Scenario>)> = Vec::new();
-        for scenario in scenarios {
-            match by_test.iter_mut().find(|(test, _)| *test == scenario.test()) {
-                Some((_, list)) => list.push(*scenario),
-                None => by_test.push((scenario.test(), vec![*scenario])),
-            }
-        }
-        let (namespace, total) = (&self.world.namespace, by_test.len());
+    async fn tests(&self, tests: &[Test]) -> Result<Vec<TestResult>> {
+        let (namespace, total) = (&self.world.namespace, tests.len());
+        // What an interrupted run has left must not decide this one.
+        self.cluster.remove_policies().await?;
         self.progress.line(&format!("🏃[{namespace}] Running {total} tests ..."));
         let mut results = Vec::new();
-        for (index, (name, scenarios)) in by_test.into_iter().enumerate() {
-            let number = index + 1;
+        for (index, test) in tests.iter().enumerate() {
+            let (name, number) = (&test.name, index + 1);
             self.progress.line(&format!("[=] [{namespace}] Test [{name}] [{number}/{total}]"));
-            let mut result = TestResult { name: name.to_owned(), scenarios: Vec::new() };
-            for scenario in scenarios {
-                result.scenarios.push(self.scenario(scenario).await);
-            }
-            results.push(result);
+            results.push(self.one(test).await?);
         }
-        results
+        Ok(results)
     }
 
-    async fn scenario(&self, scenario: Scenario) -> ScenarioResult {
-        let actions = scenario.actions(self.world);
+    /// One test, under its policies.
+    async fn one(&self, test: &Test) -> Result<TestResult> {
+        let mut result = TestResult { name: test.name.clone(), scenarios: Vec::new() };
+        let policies = Policies { cluster: self.cluster, here: self.here, world: self.world };
+        if test.has_policies() {
+            if self.world.agents.is_empty() {
+                let lack = "no agent is known that would say when policies are enforced";
+                result.scenarios = test
+                    .scenarios
+                    .iter()
+                    .map(|scenario| self.skip(test, *scenario, lack))
+                    .collect();
+                return Ok(result);
+            }
+            let patience = self.test.patience.wait_duration;
+            if let Err(error) = policies.apply(test, patience).await {
+                self.cluster.remove_policies().await?;
+                result.scenarios.push(self.not_enforced(test, &error));
+                return Ok(result);
+            }
+        }
+        for scenario in &test.scenarios {
+            result.scenarios.push(self.scenario(test, *scenario).await);
+        }
+        if test.has_policies() {
+            policies.remove(self.test.patience.wait_duration).await?;
+        }
+        Ok(result)
+    }
+
+    /// Policies that do not come into force are a failure of the test, which then has not run.
+    fn not_enforced(&self, test: &Test, error: &anyhow::Error) -> ScenarioResult {
+        let action = ActionResult {
+            name: format!("{}/policies", test.name),
+            from: "the API server".to_owned(),
+            to: "all agents".to_owned(),
+            command: "cilium policy list".to_owned(),
+            success: false,
+            duration_ms: 0,
+            error: Some(format!("{error:#}")),
+            stdout: String::new(),
+            stderr: String::new(),
+        };
+        self.progress.text(&action.failure(self.progress.style));
+        ScenarioResult { name: "policies".to_owned(), skipped: None, actions: vec![action] }
+    }
+
+    fn skip(&self, test: &Test, scenario: Scenario, lack: &str) -> ScenarioResult {
+        self.progress
+            .line(&format!("  [-] Scenario [{}] skipped: {lack}", test.full_name(scenario)));
+        let name = scenario.name().to_owned();
+        ScenarioResult { name, skipped: Some(lack.to_owned()), actions: Vec::new() }
+    }
+
+    async fn scenario(&self, test: &Test, scenario: Scenario) -> ScenarioResult {
+        let actions = scenario.actions(test, self.world);
         let name = scenario.name().to_owned();
         if actions.is_empty() {
-            let lack = scenario.lack();
-            self.progress
-                .line(&format!("  [-] Scenario [{}] skipped: {lack}", scenario.full_name()));
-            return ScenarioResult { name, skipped: Some(lack.to_owned()), actions: Vec::new() };
+            return self.skip(test, scenario, scenario.lack());
         }
-        self.progress.line(&format!("  [-] Scenario [{}]", scenario.full_name()));
+        self.progress.line(&format!("  [-] Scenario [{}]", test.full_name(scenario)));
         let total = actions.len();
         let mut running = futures::stream::iter(actions.iter().enumerate())
             .map(|(index, action)| async move { (index, self.action(action).await) })
@@ -211,7 +263,9 @@ impl Run<'_> {
 
     async fn execute(&self, action: &Action, argv: &[String], limit: Duration) -> Executed {
         match &action.place {
-            Place::Pod(name) => self.cluster.exec(&self.cluster.test_pod(name), argv, limit).await,
+            Place::Pod(namespace, name) => {
+                self.cluster.exec(&InPod::of_test(namespace, name), argv, limit).await
+            }
             Place::AgentPod(name) => {
                 self.cluster.exec(&self.cluster.agent_pod(name), argv, limit).await
             }
@@ -227,7 +281,9 @@ impl Run<'_> {
 
     fn by_hand(&self, place: &Place, argv: &[String]) -> String {
         match place {
-            Place::Pod(name) => self.cluster.by_hand(&self.cluster.test_pod(name), argv),
+            Place::Pod(namespace, name) => {
+                self.cluster.by_hand(&InPod::of_test(namespace, name), argv)
+            }
             Place::AgentPod(name) => self.cluster.by_hand(&self.cluster.agent_pod(name), argv),
             Place::AgentHere(node) => {
                 let lab = self.cluster.lab_name().map(|lab| format!(" --lab {lab}"));
@@ -351,7 +407,9 @@ mod tests {
             let hosts: Vec<String> = hosts.iter().map(SocketAddr::to_string).collect();
             assert_eq!(hosts, expected);
         };
-        check([None; 4], false, true, &["203.0.113.10:80", "[2001:db8:ff::10]:80"]);
+        let of_lab =
+            ["203.0.113.10:80", "203.0.113.11:80", "[2001:db8:ff::10]:80", "[2001:db8:ff::11]:80"];
+        check([None; 4], false, true, &of_lab);
         check([None; 4], false, false, &["1.1.1.1:80", "1.0.0.1:80"]);
         check([None; 4], true, false, &[]);
         let own = [Some("192.0.2.1"), Some("192.0.2.2"), Some("2001:db8::1"), None];

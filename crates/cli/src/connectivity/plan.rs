@@ -15,14 +15,21 @@ use model::IpFamily;
 use regex::Regex;
 
 use super::args::Patience;
+use super::policies::{OUTSIDE, Talk, Test};
 
 /// Where the echo pods serve HTTP.
 pub(crate) const ECHO_PORT: u16 = 8080;
+/// How long to wait for an answer that must not come.
+const SILENCE: Duration = Duration::from_secs(1);
 
 /// A pod of the test. Pods in the namespace of their node have the node's addresses.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Pod {
+    pub(crate) namespace: String,
     pub(crate) name: String,
+    /// Its Deployment or DaemonSet.
+    pub(crate) app: String,
+    pub(crate) node: String,
     pub(crate) addresses: Vec<IpAddr>,
 }
 
@@ -41,6 +48,8 @@ pub(crate) struct World {
     pub(crate) echoes: Vec<Pod>,
     /// A pod in the network namespace of each node.
     pub(crate) hosts: Vec<Pod>,
+    /// Clients in namespaces of their own.
+    pub(crate) elsewhere: Vec<Pod>,
     pub(crate) nodes: Vec<Peer>,
     pub(crate) outside: Vec<SocketAddr>,
     pub(crate) agents: Vec<Place>,
@@ -50,8 +59,8 @@ pub(crate) struct World {
 /// Where a command runs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Place {
-    /// A pod of the test.
-    Pod(String),
+    /// A pod of the test, by namespace and name.
+    Pod(String, String),
     /// The pod of an agent.
     AgentPod(String),
     /// The agent of this node, on this machine: it is asked without a command.
@@ -68,6 +77,7 @@ pub(crate) enum Scenario {
     PodToCidr,
     PodToPodNoFrag,
     CiliumHealth,
+    CcnpClientToClient,
 }
 
 /// How an action talks.
@@ -93,6 +103,15 @@ pub(crate) struct Action {
     pub(crate) from: String,
     pub(crate) to: String,
     pub(crate) method: Method,
+    pub(crate) expected: Expected,
+}
+
+/// What policy makes of an action.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Expected {
+    Answer,
+    /// Nothing comes back at all; a refusal would.
+    Silence,
 }
 
 /// What became of a command in a pod.
@@ -111,25 +130,6 @@ impl Executed {
 }
 
 impl Scenario {
-    pub(crate) const ALL: [Self; 7] = [
-        Self::PodToPod,
-        Self::ClientToClient,
-        Self::PodToHost,
-        Self::HostToPod,
-        Self::PodToCidr,
-        Self::PodToPodNoFrag,
-        Self::CiliumHealth,
-    ];
-
-    /// The test that it belongs to.
-    pub(crate) fn test(self) -> &'static str {
-        match self {
-            Self::PodToPodNoFrag => "pod-to-pod-no-frag",
-            Self::CiliumHealth => "health",
-            _ => "no-policies",
-        }
-    }
-
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::PodToPod => "pod-to-pod",
@@ -139,12 +139,8 @@ impl Scenario {
             Self::PodToCidr => "pod-to-cidr",
             Self::PodToPodNoFrag => "pod-to-pod-no-frag",
             Self::CiliumHealth => "cilium-health",
+            Self::CcnpClientToClient => "ccnp-client-to-client",
         }
-    }
-
-    /// `TEST/SCENARIO`.
-    pub(crate) fn full_name(self) -> String {
-        format!("{}/{}", self.test(), self.name())
     }
 
     pub(crate) fn description(self) -> &'static str {
@@ -160,6 +156,7 @@ impl Scenario {
                 "ping from every client to every echo pod, as large as the route allows"
             }
             Self::CiliumHealth => "every agent probes all nodes and their health endpoints",
+            Self::CcnpClientToClient => "ping between clients of several namespaces",
         }
     }
 
@@ -175,25 +172,36 @@ impl Scenario {
     }
 
     /// Everything to do, family by family.
-    pub(crate) fn actions(self, world: &World) -> Vec<Action> {
+    pub(crate) fn actions(self, test: &Test, world: &World) -> Vec<Action> {
         if self == Self::CiliumHealth {
-            return self.probes(world);
+            return self.probes(test, world);
         }
         let mut actions = Vec::new();
         for family in &world.families {
             let pairs = self.pairs(world, *family);
-            for (number, (pod, sender, to, target)) in pairs.into_iter().enumerate() {
+            for (number, (pod, sender, receiver)) in pairs.into_iter().enumerate() {
+                let target = receiver.target;
                 let method = self.method(sender, target);
+                let talk = Talk {
+                    scenario: self,
+                    from: &pod.app,
+                    to: &receiver.app,
+                    same_node: receiver.node.as_ref() == Some(&pod.node),
+                };
                 let (verb, shown) = match method {
                     Method::Http { server, .. } => ("curl", server.to_string()),
                     _ => ("ping", target.ip().to_string()),
                 };
                 actions.push(Action {
-                    name: format!("{}/{verb}-{}-{number}", self.full_name(), word(*family)),
-                    place: Place::Pod(pod.name.clone()),
-                    from: format!("{}/{} ({sender})", world.namespace, pod.name),
-                    to: format!("{to} ({shown})"),
+                    name: format!("{}/{verb}-{}-{number}", test.full_name(self), word(*family)),
+                    place: Place::Pod(pod.namespace.clone(), pod.name.clone()),
+                    from: format!("{}/{} ({sender})", pod.namespace, pod.name),
+                    to: format!("{} ({shown})", receiver.name),
                     method,
+                    expected: match test.passes(&talk) {
+                        true => Expected::Answer,
+                        false => Expected::Silence,
+                    },
                 });
             }
         }
@@ -206,74 +214,113 @@ impl Scenario {
             // Between pods nothing may be translated. A node may choose among its addresses.
             Self::PodToPod => http(Some(sender)),
             Self::HostToPod | Self::PodToCidr => http(None),
-            Self::ClientToClient | Self::PodToHost => Method::Ping(target.ip()),
+            Self::ClientToClient | Self::CcnpClientToClient | Self::PodToHost => {
+                Method::Ping(target.ip())
+            }
             Self::PodToPodNoFrag => Method::LargestPing(target.ip()),
             Self::CiliumHealth => Method::Health,
         }
     }
 
     /// One per agent, who knows itself whom to probe over which family.
-    fn probes(self, world: &World) -> Vec<Action> {
+    fn probes(self, test: &Test, world: &World) -> Vec<Action> {
         let probe = |(number, place): (usize, &Place)| Action {
-            name: format!("{}/probe-{number}", self.full_name()),
+            name: format!("{}/probe-{number}", test.full_name(self)),
             place: place.clone(),
             from: match place {
-                Place::Pod(name) | Place::AgentPod(name) => name.clone(),
+                Place::Pod(_, name) | Place::AgentPod(name) => name.clone(),
                 Place::AgentHere(node) => format!("the agent of {node}"),
             },
             to: "all nodes".to_owned(),
             method: Method::Health,
+            expected: Expected::Answer,
         };
         world.agents.iter().enumerate().map(probe).collect()
     }
 
     /// Sender with its address, and receiver.
-    fn pairs(self, world: &World, family: IpFamily) -> Vec<(&Pod, IpAddr, String, SocketAddr)> {
+    fn pairs(self, world: &World, family: IpFamily) -> Vec<(&Pod, IpAddr, Receiver)> {
         let senders = match self {
             Self::HostToPod => &world.hosts,
+            Self::CcnpClientToClient => &world.elsewhere,
             _ => &world.clients,
         };
-        let pods = |pods: &[Pod]| -> Vec<(String, SocketAddr)> {
-            let receiver = |pod: &Pod| {
-                let address = of_family(&pod.addresses, family)?;
-                let name = format!("{}/{}", world.namespace, pod.name);
-                Some((name, SocketAddr::new(address, ECHO_PORT)))
-            };
-            pods.iter().filter_map(receiver).collect()
-        };
-        let receivers = match self {
-            Self::PodToPod | Self::PodToPodNoFrag | Self::HostToPod => pods(&world.echoes),
-            Self::ClientToClient => pods(&world.clients),
+        let receivers = self.receivers(world, family);
+        let mut pairs = Vec::new();
+        for pod in senders {
+            let Some(sender) = of_family(&pod.addresses, family) else { continue };
+            let others = receivers.iter().filter(|receiver| receiver.target.ip() != sender);
+            pairs.extend(others.map(|receiver| (pod, sender, receiver.clone())));
+        }
+        pairs
+    }
+
+    fn receivers(self, world: &World, family: IpFamily) -> Vec<Receiver> {
+        let of_pods =
+            |pods: &[Pod]| pods.iter().filter_map(|pod| Receiver::of_pod(pod, family)).collect();
+        match self {
+            Self::PodToPod | Self::PodToPodNoFrag | Self::HostToPod => of_pods(&world.echoes),
+            Self::ClientToClient => of_pods(&world.clients),
+            Self::CcnpClientToClient => of_pods(&world.elsewhere),
             Self::PodToHost => {
                 let nodes = world.nodes.iter();
                 let addresses =
                     nodes.flat_map(|node| node.addresses.iter().map(move |a| (node, a)));
-                addresses
-                    .filter(|(_, address)| IpFamily::of(**address) == family)
-                    .map(|(node, address)| (node.name.clone(), SocketAddr::new(*address, 0)))
-                    .collect()
+                let mine = addresses.filter(|(_, address)| IpFamily::of(**address) == family);
+                mine.map(|(node, address)| Receiver::of_node(node, *address)).collect()
             }
             Self::PodToCidr => {
                 let outside = world.outside.iter().filter(|host| IpFamily::of(host.ip()) == family);
-                outside.map(|host| ("external".to_owned(), *host)).collect()
+                outside.zip(OUTSIDE).map(|(host, name)| Receiver::outside(name, *host)).collect()
             }
             Self::CiliumHealth => Vec::new(),
-        };
-        let mut pairs = Vec::new();
-        for pod in senders {
-            let Some(sender) = of_family(&pod.addresses, family) else { continue };
-            let others = receivers.iter().filter(|(_, target)| target.ip() != sender);
-            pairs.extend(others.map(|(name, target)| (pod, sender, name.clone(), *target)));
         }
-        pairs
+    }
+}
+
+/// Who is talked to.
+#[derive(Clone, Debug)]
+struct Receiver {
+    /// For people.
+    name: String,
+    /// For the test, see [`Talk::to`].
+    app: String,
+    node: Option<String>,
+    target: SocketAddr,
+}
+
+impl Receiver {
+    fn of_pod(pod: &Pod, family: IpFamily) -> Option<Self> {
+        Some(Self {
+            name: format!("{}/{}", pod.namespace, pod.name),
+            app: pod.app.clone(),
+            node: Some(pod.node.clone()),
+            target: SocketAddr::new(of_family(&pod.addresses, family)?, ECHO_PORT),
+        })
+    }
+
+    fn of_node(node: &Peer, address: IpAddr) -> Self {
+        Self {
+            name: node.name.clone(),
+            app: "node".to_owned(),
+            node: Some(node.name.clone()),
+            target: SocketAddr::new(address, 0),
+        }
+    }
+
+    fn outside(name: &str, host: SocketAddr) -> Self {
+        Self { name: name.to_owned(), app: name.to_owned(), node: None, target: host }
     }
 }
 
 impl Action {
     /// What to run in the pod.
     pub(crate) fn argv(&self, patience: &Patience) -> Vec<String> {
-        let connect = seconds(patience.connect_timeout);
-        let request = seconds(patience.request_timeout);
+        let [connect, request] = match self.expected {
+            Expected::Answer => [patience.connect_timeout, patience.request_timeout].map(seconds),
+            // What is not dropped is answered at once.
+            Expected::Silence => [SILENCE, SILENCE].map(seconds),
+        };
         let line = match self.method {
             Method::Http { server, seen_as } => {
                 let path = if seen_as.is_some() { "clientip" } else { "" };
@@ -295,6 +342,9 @@ impl Action {
 
     /// What is wrong with the outcome, if anything.
     pub(crate) fn verdict(&self, executed: &Executed) -> Option<String> {
+        if self.expected == Expected::Silence {
+            return self.not_silent(executed);
+        }
         if let Some(error) = &executed.error {
             return Some(error.clone());
         }
@@ -304,6 +354,21 @@ impl Action {
             }
             Method::Health => unreachable_nodes(&executed.stdout),
             _ => None,
+        }
+    }
+
+    /// A packet that policy drops is not answered; an answer of any kind, or a command that did not
+    /// even run, is not that.
+    fn not_silent(&self, executed: &Executed) -> Option<String> {
+        // curl: 28 is a timeout. ping: 1 is no answer.
+        let (silence, answer) = match self.method {
+            Method::Http { .. } => ("exit code 28", "HTTP was answered"),
+            _ => ("exit code 1", "the ping was answered"),
+        };
+        match executed.error.as_deref() {
+            Some(error) if error == silence => None,
+            Some(error) => Some(format!("policy should drop it in silence, but: {error}")),
+            None => Some(format!("policy should drop it, but {answer}")),
         }
     }
 }
@@ -379,8 +444,8 @@ impl Selection {
         Ok(selection)
     }
 
-    pub(crate) fn selects(&self, scenario: Scenario) -> bool {
-        let name = scenario.full_name();
+    pub(crate) fn selects(&self, test: &Test, scenario: Scenario) -> bool {
+        let name = test.full_name(scenario);
         let any = |list: &[Regex]| list.iter().any(|regex| regex.is_match(&name));
         (self.run.is_empty() || any(&self.run)) && !any(&self.skip)
     }
@@ -388,6 +453,7 @@ impl Selection {
 
 #[cfg(test)]
 pub(crate) mod tests {
+    use super::super::policies;
     use super::*;
     use expect_test::expect;
 
@@ -398,12 +464,20 @@ pub(crate) mod tests {
             let v6 = IpAddr::from([0xfd00, 0, 0, 0, 0, 0, 0, number]);
             [v4, v6].into_iter().filter(|a| families.contains(&IpFamily::of(*a))).collect()
         };
-        let pod = |name: &str, number| Pod { name: name.to_owned(), addresses: addresses(number) };
+        let pod_on = |node: &str, name: &str, number| Pod {
+            namespace: "cilium-test-1".to_owned(),
+            name: name.to_owned(),
+            app: name.to_owned(),
+            node: node.to_owned(),
+            addresses: addresses(number),
+        };
+        let pod = |name: &str, number| pod_on("node-1", name, number);
         World {
             namespace: "cilium-test-1".to_owned(),
             clients: vec![pod("client", 1), pod("client2", 2)],
-            echoes: vec![pod("echo-same-node", 8), pod("echo-other-node", 9)],
+            echoes: vec![pod("echo-same-node", 8), pod_on("node-2", "echo-other-node", 9)],
             hosts: vec![pod("host-netns-a", 101)],
+            elsewhere: vec![pod("ccnp-client-1", 21), pod("ccnp-client-2", 22)],
             nodes: vec![Peer { name: "node-1".to_owned(), addresses: addresses(101) }],
             outside: vec!["203.0.113.10:80".parse().unwrap()],
             agents: vec![
@@ -412,6 +486,14 @@ pub(crate) mod tests {
             ],
             families: families.to_vec(),
         }
+    }
+
+    /// The scenarios of the tests without policies.
+    fn all() -> Vec<(Test, Scenario)> {
+        let tests = policies::tests().into_iter().filter(|test| !test.has_policies());
+        tests
+            .flat_map(|test| test.scenarios.clone().into_iter().map(move |s| (test.clone(), s)))
+            .collect()
     }
 
     fn patience() -> Patience {
@@ -425,7 +507,8 @@ pub(crate) mod tests {
     #[test]
     fn who_talks_to_whom() {
         let world = world(&[IpFamily::Ipv4]);
-        let actions = Scenario::ALL.iter().flat_map(|scenario| scenario.actions(&world));
+        let actions =
+            all().into_iter().flat_map(|(test, scenario)| scenario.actions(&test, &world));
         let text: String =
             actions.map(|a| format!("{}: {} -> {}\n", a.name, a.from, a.to)).collect();
         expect![[r"
@@ -454,24 +537,25 @@ pub(crate) mod tests {
     #[test]
     fn both_families_are_tested_where_both_are() {
         let both = world(&IpFamily::ALL);
-        let count = |scenario: Scenario| scenario.actions(&both).len();
-        let counts: Vec<usize> = Scenario::ALL.iter().map(|s| count(*s)).collect();
+        let count = |(test, scenario): (Test, Scenario)| scenario.actions(&test, &both).len();
+        let counts: Vec<usize> = all().into_iter().map(count).collect();
         // Outside there is only a host with IPv4.
         assert_eq!(counts, [8, 4, 4, 4, 2, 8, 2]);
-        let v6 = Scenario::PodToPod.actions(&world(&[IpFamily::Ipv6]));
+        let open = &policies::tests()[0];
+        let v6 = Scenario::PodToPod.actions(open, &world(&[IpFamily::Ipv6]));
         let is_v6 = |action: &Action| match action.method {
             Method::Http { server, .. } => server.is_ipv6(),
             _ => false,
         };
         assert!(v6.iter().all(|a| is_v6(a) && a.name.contains("/curl-ipv6-")), "{v6:?}");
-        assert_eq!(Scenario::PodToCidr.actions(&world(&[IpFamily::Ipv6])), []);
+        assert_eq!(Scenario::PodToCidr.actions(open, &world(&[IpFamily::Ipv6])), []);
     }
 
     #[test]
     fn commands() {
         let both = world(&IpFamily::ALL);
-        let commands = Scenario::ALL.iter().flat_map(|scenario| {
-            let actions = scenario.actions(&both);
+        let commands = all().into_iter().flat_map(|(test, scenario)| {
+            let actions = scenario.actions(&test, &both);
             let of_each = [actions.first().cloned(), actions.last().cloned()];
             of_each.into_iter().flatten().map(|action| action.argv(&patience()).join(" ") + "\n")
         });
@@ -504,7 +588,8 @@ pub(crate) mod tests {
             assert_eq!(verdict.is_none(), good, "{stdout:?} {verdict:?}");
         };
         let both = world(&IpFamily::ALL);
-        let actions = Scenario::PodToPod.actions(&both);
+        let open = &policies::tests()[0];
+        let actions = Scenario::PodToPod.actions(open, &both);
         let [v4, v6] = [&actions[0], &actions[4]];
         check(v4, "10.0.0.1:52612", None, true);
         check(v4, "[::ffff:10.0.0.1]:52612", None, true);
@@ -513,8 +598,8 @@ pub(crate) mod tests {
         check(v4, "10.0.0.1:52612", Some("exit code 28"), false);
         check(v6, "[fd00::1]:1", None, true);
         check(v6, "10.0.0.1:1", None, false);
-        check(&Scenario::PodToHost.actions(&both)[0], "anything", None, true);
-        let health = &Scenario::CiliumHealth.actions(&both)[0];
+        check(&Scenario::PodToHost.actions(open, &both)[0], "anything", None, true);
+        let health = &Scenario::CiliumHealth.actions(open, &both)[0];
         let round = |status: &str| {
             let probe = serde_json::json!({"status": status, "latency": 1});
             let path = serde_json::json!({"ip": "10.0.0.1", "icmp": probe, "http": probe});
@@ -528,17 +613,43 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn silence_is_what_policy_makes() {
+        let both = world(&IpFamily::ALL);
+        let named = |name: &str| policies::tests().into_iter().find(|test| test.name == name);
+        let denied = named("all-ingress-deny").unwrap();
+        let actions = Scenario::HostToPod.actions(&denied, &both);
+        let expected: Vec<Expected> = actions.iter().map(|action| action.expected).collect();
+        // The node reaches its own pods, whatever policies say.
+        assert_eq!(expected[..2], [Expected::Answer, Expected::Silence]);
+        let curl = &actions[1];
+        assert!(curl.argv(&patience()).join(" ").contains("--connect-timeout 1 "));
+        let ping = &Scenario::PodToHost.actions(&named("all-egress-deny").unwrap(), &both)[0];
+        let check = |action: &Action, error: Option<&str>, good: bool| {
+            let error = error.map(str::to_owned);
+            let verdict = action.verdict(&Executed { error, ..Executed::default() });
+            assert_eq!(verdict.is_none(), good, "{verdict:?}");
+        };
+        for (action, silence, refusal) in
+            [(curl, "exit code 28", "exit code 7"), (ping, "exit code 1", "exit code 2")]
+        {
+            check(action, Some(silence), true);
+            check(action, Some(refusal), false);
+            check(action, None, false);
+        }
+    }
+
+    #[test]
     fn selection() {
         let check = |expressions: &[&str], expected: &[&str]| {
             let words: Vec<String> = expressions.iter().map(|e| (*e).to_owned()).collect();
             let selection = Selection::new(&words).unwrap();
-            let selected = Scenario::ALL.into_iter().filter(|s| selection.selects(*s));
-            let names: Vec<&str> = selected.map(Scenario::name).collect();
+            let selected = all().into_iter().filter(|(test, s)| selection.selects(test, *s));
+            let names: Vec<&str> = selected.map(|(_, scenario)| scenario.name()).collect();
             assert_eq!(names, expected, "{expressions:?}");
         };
-        let all = Scenario::ALL.map(Scenario::name);
-        check(&[], &all);
-        check(&["no-policies"], &all[..5]);
+        let names: Vec<&str> = all().iter().map(|(_, scenario)| scenario.name()).collect();
+        check(&[], &names);
+        check(&["no-policies"], &names[..5]);
         check(&["nothing-of-this-name"], &[]);
         check(&["/pod-to-pod$"], &["pod-to-pod"]);
         check(&["no-policies/.*host"], &["pod-to-host", "host-to-pod"]);

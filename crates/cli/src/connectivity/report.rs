@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::plan::Scenario;
+use super::policies::Test;
 use crate::output::Style;
 
 /// The results of a run.
@@ -189,10 +189,17 @@ impl ActionResult {
 }
 
 /// What `--list` prints.
-pub(crate) fn list(scenarios: &[Scenario]) -> String {
+pub(crate) fn list(tests: &[Test]) -> String {
     let mut table = crate::output::Table::new(&["TEST", "WHAT IT DOES"]);
-    for scenario in scenarios {
-        table.row(vec![scenario.full_name(), scenario.description().to_owned()]);
+    for test in tests {
+        for scenario in &test.scenarios {
+            let doing = scenario.description().to_owned();
+            let what = match test.description() {
+                Some(policy) => format!("{policy} {doing}"),
+                None => doing,
+            };
+            table.row(vec![test.full_name(*scenario), what]);
+        }
     }
     table.to_string()
 }
@@ -309,11 +316,12 @@ mod tests {
 
     #[test]
     fn listing() {
-        expect![[r"
-            TEST                      WHAT IT DOES
-            no-policies/pod-to-pod    HTTP from every client to every echo pod, which sees the client's address
-            no-policies/host-to-pod   HTTP from every node to every echo pod
-        "]]
-        .assert_eq(&list(&[Scenario::PodToPod, Scenario::HostToPod]));
+        let mut tests = super::super::policies::tests();
+        tests.retain(|test| ["pod-to-pod-no-frag", "client-ingress"].contains(&&*test.name));
+        expect![[r#"
+            TEST                                    WHAT IT DOES
+            pod-to-pod-no-frag/pod-to-pod-no-frag   ping from every client to every echo pod, as large as the route allows
+            client-ingress/client-to-client         The client hears only client2. ping from every client to every other
+        "#]].assert_eq(&list(&tests));
     }
 }
