@@ -167,7 +167,8 @@ pub fn verdict(
     }
     match case.cluster_tier(policies, "Baseline") {
         Some(Action::Deny) => Verdict::Deny(Reason::Rule),
-        Some(Action::Accept | Action::Pass) | None => Verdict::Allow,
+        Some(Action::Accept) => Verdict::Allow,
+        Some(Action::Pass) | None => case.without_rules(),
     }
 }
 
@@ -209,7 +210,7 @@ impl Case<'_> {
     /// `NetworkPolicy`, `CiliumNetworkPolicy`, `CiliumClusterwideNetworkPolicy`; `None` is that
     /// nothing is said and the next tier is asked.
     fn normal_tier(&self, policies: &[Value]) -> Option<Verdict> {
-        let mut said = Said { default_deny: self.world.mode == Mode::Always, ..Said::default() };
+        let mut said = Said::default();
         for policy in policies {
             let namespace = policy["metadata"]["namespace"].as_str();
             match policy["kind"].as_str() {
@@ -222,17 +223,28 @@ impl Case<'_> {
                 _ => {}
             }
         }
-        let from_own_node = self.direction == Direction::Ingress && self.peer.is_local_node();
-        if said.default_deny && from_own_node && !self.subject.is_local_node() {
-            // Probes of the kubelet must arrive.
-            said.allowed = true;
-        }
+        said.allowed |= said.default_deny && self.is_from_own_node();
         match said {
             Said { denied: true, .. } => Some(Verdict::Deny(Reason::Rule)),
             Said { allowed: true, .. } => Some(Verdict::Allow),
             Said { allowed_if: true, .. } => Some(Verdict::Deny(Reason::NotEnforceable)),
             Said { default_deny: true, .. } => Some(Verdict::Deny(Reason::Default)),
             _ => None,
+        }
+    }
+
+    /// Probes of the kubelet must arrive.
+    fn is_from_own_node(&self) -> bool {
+        self.direction == Direction::Ingress
+            && self.peer.is_local_node()
+            && !self.subject.is_local_node()
+    }
+
+    /// What holds where no rule says anything.
+    fn without_rules(&self) -> Verdict {
+        match self.world.mode {
+            Mode::Always if !self.is_from_own_node() => Verdict::Deny(Reason::Default),
+            _ => Verdict::Allow,
         }
     }
 
@@ -249,11 +261,14 @@ impl Case<'_> {
         if allow.is_empty() && deny.is_empty() {
             return;
         }
-        said.default_deny |= rule["enableDefaultDeny"][word].as_bool().unwrap_or(true);
+        let denies = rule["enableDefaultDeny"][word].as_bool().unwrap_or(true);
+        said.default_deny |= denies;
         said.denied |= deny.iter().any(|item| self.item(item, namespace) != Covers::No);
         for item in allow {
             match self.item(item, namespace) {
                 Covers::Yes => said.allowed = true,
+                // Who denies nothing by default restricts no requests either.
+                Covers::Conditionally if !denies => said.allowed = true,
                 Covers::Conditionally => said.allowed_if = true,
                 Covers::No => {}
             }
