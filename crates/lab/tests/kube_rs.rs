@@ -320,9 +320,20 @@ async fn the_state_outlives_the_process() {
         .await
         .unwrap();
     assert_eq!(things["kind"], "ThingList");
-    // Watches of the time before must list again.
+    // Watches go on where they were.
     let version = before.metadata.resource_version.unwrap();
-    let mut events = cluster.maps().watch(&WatchParams::default(), &version).await.unwrap().boxed();
+    let params = WatchParams::default().fields("metadata.name=gone");
+    let mut events = cluster.maps().watch(&params, &version).await.unwrap().boxed();
+    let mut next = async || {
+        tokio::time::timeout(PATIENCE, events.try_next()).await.expect("an event").unwrap()
+    };
+    assert!(matches!(next().await, Some(WatchEvent::Added(_))));
+    assert!(matches!(next().await, Some(WatchEvent::Deleted(_))));
+    cluster.server.shutdown().await;
+
+    // What is older than the last start but one is not known any more: they must list again.
+    let cluster = Cluster::start(config()).await;
+    let mut events = cluster.maps().watch(&params, &version).await.unwrap().boxed();
     let event = tokio::time::timeout(PATIENCE, events.try_next()).await.unwrap().unwrap();
     assert!(matches!(event, Some(WatchEvent::Error(status)) if status.code == 410));
     cluster.server.shutdown().await;

@@ -18,7 +18,7 @@ use super::status::{ApiError, FieldError};
 use super::store::{Objects, Refused, Store};
 use super::token::Signer;
 use super::user::User;
-use super::{convert, crd, ownership, patch, service, strategy};
+use super::{convert, crd, ownership, patch, pod, service, strategy};
 
 /// Times a write is started over when others are faster.
 const ATTEMPTS_MAX: usize = 100;
@@ -314,7 +314,7 @@ impl Api {
         self.check_escalation(target, &value, None, options)?;
         self.check_definition(resource)?;
         self.check_namespace(target, &value)?;
-        self.check_service_account(target, &value)?;
+        self.admit_service_account(target, &mut value)?;
         if resource.is("apiextensions.k8s.io", "customresourcedefinitions") {
             crd::set_conditions(&mut value, &self.catalog());
         }
@@ -330,8 +330,9 @@ impl Api {
             return Ok(dry_object(&mut value, resource));
         }
         let created = self.store.create(&resource.id, &mut value, resource.indexed);
-        let object = created.map_err(|_refused| {
-            ApiError::already_exists(&resource.plural, &resource.group, &name)
+        let object = created.map_err(|refused| match refused {
+            Refused::Unwritten => unwritten(),
+            _ => ApiError::already_exists(&resource.plural, &resource.group, &name),
         })?;
         self.after_write(resource, &value);
         Ok(object)
@@ -402,14 +403,15 @@ impl Api {
         Ok(())
     }
 
-    /// A pod runs as somebody who exists.
-    fn check_service_account(&self, target: &Target, pod: &Value) -> Result<(), ApiError> {
+    /// A pod runs as somebody who exists, and whose token it gets.
+    fn admit_service_account(&self, target: &Target, pod: &mut Value) -> Result<(), ApiError> {
         if !target.resource.is("", "pods") {
             return Ok(());
         }
         let account = pod["spec"]["serviceAccountName"].as_str().unwrap_or_default();
         let namespace = &target.namespace;
-        if self.store.get("serviceaccounts", &Key::new(namespace, account)).is_some() {
+        if let Some(account) = self.store.get("serviceaccounts", &Key::new(namespace, account)) {
+            pod::mount_token(pod, &account.value());
             return Ok(());
         }
         let name = pod["metadata"]["name"].as_str().unwrap_or_default();
@@ -602,6 +604,7 @@ impl Api {
                     return Ok(unchanged(object));
                 }
                 Err(Refused::Missing) => return Err(target.not_found()),
+                Err(Refused::Unwritten) => return Err(unwritten()),
                 Err(_) if based_on => return Err(target.stale()),
                 Err(_) => {}
             }
@@ -722,6 +725,7 @@ impl Api {
             match result {
                 Ok(outcome) => return Ok(outcome),
                 Err(Refused::Missing) => return Err(target.not_found()),
+                Err(Refused::Unwritten) => return Err(unwritten()),
                 Err(_) => {}
             }
         }
@@ -835,6 +839,11 @@ impl Api {
             }
         }
     }
+}
+
+/// The disk is full, most likely.
+fn unwritten() -> ApiError {
+    ApiError::internal("the write could not be written down; the API server's log says why")
 }
 
 /// Equal but for bookkeeping that every write would touch.

@@ -113,19 +113,21 @@ pub struct ApiServer {
 impl ApiServer {
     /// Starts serving; returns when requests are answered.
     pub async fn start(config: Config) -> anyhow::Result<Self> {
-        let (credentials, kept) = match &config.persistence {
-            Some(directory) => persistence::open(directory).with_context(|| {
-                format!("restoring the cluster's state from {}", directory.display())
-            })?,
-            None => (Credentials::generate()?, None),
+        let restoring = |directory: &PathBuf| {
+            format!("restoring the cluster's state from {}", directory.display())
+        };
+        let credentials = match &config.persistence {
+            Some(directory) => {
+                persistence::credentials(directory).with_context(|| restoring(directory))?
+            }
+            None => Credentials::generate()?,
         };
         let api = Arc::new(Api::signing(credentials.ca_pem.clone(), credentials.signer()?));
         let stop = CancellationToken::new();
         let mut tasks = JoinSet::new();
-        if let Some(kept) = kept {
-            let journal = kept.restore(&api.store)?;
+        if let Some(directory) = &config.persistence {
+            persistence::restore(directory, &api.store).with_context(|| restoring(directory))?;
             crd::serve_all(&api);
-            tasks.spawn(journal.keep(api.clone(), api.store.listen(), stop.clone()));
         }
         tasks.spawn(gc::run(api.clone(), api.store.listen(), stop.clone()));
         create_system_namespaces(&api)?;

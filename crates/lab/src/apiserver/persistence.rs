@@ -1,30 +1,34 @@
-//! The cluster's state on disk: credentials, and a journal of all writes.
+//! The cluster's state on disk: credentials, snapshots, and journals of all writes.
 //!
-//! The journal begins with a snapshot and is appended to from then on; it is begun anew
-//! when the server starts and when it has grown large. Changes that wait to be written
-//! while that happens are in the snapshot already and written once more, in their
-//! order, which ends in the same state. A line that is cut off, because the process died
-//! while writing it, is the last one and is ignored.
+//! ```text
+//!   snapshot.7 ── journal.7 ── journal.8        after a crash: the snapshot, then the journals
+//!   (all objects) (every write since, in order)
+//! ```
+//!
+//! A write is in the journal before anybody learns of it, so whatever a client was told is there
+//! again when the process was killed. When a journal has grown large the next one is begun, and
+//! a thread writes the snapshot that it continues; then what is older is removed. A line that is
+//! cut off, because the process died while writing it, is the last one and is ignored: nobody was
+//! told of it.
 
 use std::fs::{self, File};
 use std::io::{self, BufRead as _, BufReader, BufWriter, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
-use tokio::sync::mpsc::UnboundedReceiver;
-use tokio_util::sync::CancellationToken;
 
-use super::api::Api;
 use super::object::{Key, Object};
 use super::resource::Catalog;
-use super::store::{Change, ResourceId, Store, Written};
+use super::store::{Objects, ResourceId, Store};
 use super::tls::Credentials;
 
-/// One line of the journal: an object as it is from then on, or that it is gone.
+/// One line of a snapshot or journal: an object as it is from then on, or that it is gone.
 #[derive(Serialize, Deserialize)]
 struct Line<'a> {
     resource: std::borrow::Cow<'a, str>,
@@ -35,44 +39,46 @@ struct Line<'a> {
     deleted: Option<(String, String)>,
 }
 
-/// What was on disk.
-pub(super) struct Kept {
-    path: PathBuf,
-    version: u64,
-    objects: std::collections::BTreeMap<(ResourceId, Key), Object>,
-}
+/// Everything at one moment: the latest version, and the objects of each resource.
+pub(super) type Dump = (u64, Vec<(ResourceId, Objects)>);
 
-/// An open journal.
+/// The journal that is being written.
+#[derive(Debug)]
 pub(super) struct Journal {
-    path: PathBuf,
-    file: BufWriter<File>,
+    directory: PathBuf,
+    number: u64,
+    file: File,
+    /// What the file holds; a line that could not be written whole is cut off again.
     bytes: u64,
-    /// Size at which a new journal is begun.
-    bytes_max: u64,
+    /// Size at which the next journal is begun. Set by the thread that writes snapshots.
+    bytes_max: Arc<AtomicU64>,
+    snapshots: Option<mpsc::Sender<(u64, Dump)>>,
+    thread: Option<std::thread::JoinHandle<()>>,
 }
 
-/// Journals are not begun anew for less than this.
+/// No new journal is begun for less than this.
 const JOURNAL_BYTES_MIN: u64 = 32 << 20;
 /// How many times larger than its snapshot a journal may become.
 const JOURNAL_GROWTH_MAX: u64 = 4;
 
-/// Opens the directory, which is made if it is not there.
-pub(super) fn open(directory: &Path) -> anyhow::Result<(Credentials, Option<Kept>)> {
+/// The cluster's certificates and keys, which are made if they are not there. So is the directory.
+pub(super) fn credentials(directory: &Path) -> anyhow::Result<Credentials> {
     fs::create_dir_all(directory)?;
     let path = directory.join("credentials.json");
-    let credentials = match fs::read(&path) {
+    match fs::read(&path) {
         Ok(bytes) => serde_json::from_slice(&bytes).with_context(|| {
             format!("{} is damaged; remove the directory to start anew", path.display())
-        })?,
+        }),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             let credentials = Credentials::generate()?;
-            let mut file = private_file(&path)?;
-            file.write_all(&serde_json::to_vec(&credentials)?)?;
-            credentials
+            // Written whole or not at all.
+            let fresh = directory.join("credentials.new");
+            private_file(&fresh)?.write_all(&serde_json::to_vec(&credentials)?)?;
+            fs::rename(&fresh, &path)?;
+            Ok(credentials)
         }
-        Err(error) => return Err(error).with_context(|| format!("reading {}", path.display())),
-    };
-    Ok((credentials, Some(read(&directory.join("journal"))?)))
+        Err(error) => Err(error).with_context(|| format!("reading {}", path.display())),
+    }
 }
 
 /// Secrets are in it.
@@ -80,116 +86,256 @@ fn private_file(path: &Path) -> io::Result<File> {
     File::options().write(true).create(true).truncate(true).mode(0o600).open(path)
 }
 
-fn read(path: &Path) -> anyhow::Result<Kept> {
-    let mut kept = Kept { path: path.to_owned(), version: 0, objects: Default::default() };
-    let file = match File::open(path) {
-        Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(kept),
-        Err(error) => return Err(error).with_context(|| format!("reading {}", path.display())),
-    };
+/// Fills the store with what the directory holds, and writes down there what happens from now on.
+pub(super) fn restore(directory: &Path, store: &Store) -> anyhow::Result<()> {
+    let snapshots = numbers(directory, "snapshot")?;
+    let latest = snapshots.last().copied();
+    let journals: Vec<u64> = numbers(directory, "journal")?
+        .into_iter()
+        .filter(|number| Some(*number) >= latest)
+        .collect();
     let catalog = Catalog::built_in();
-    for line in BufReader::new(file).split(b'\n') {
-        let line = line.with_context(|| format!("reading {}", path.display()))?;
-        let Ok(line) = serde_json::from_slice::<Line<'_>>(&line) else { break };
-        kept.version = kept.version.max(line.version);
-        let id: ResourceId = (&*line.resource).into();
-        if let Some(object) = line.object {
-            let mut value = serde_json::from_str(object.get())?;
-            let indexed = catalog.by_id(&id).map_or(&[][..], |resource| resource.indexed);
-            let object = Object::new(&mut value, line.version, indexed);
-            kept.objects.insert((id, object.key.clone()), object);
-        } else if let Some((namespace, name)) = line.deleted {
-            kept.objects.remove(&(id, Key::new(&namespace, &name)));
-        }
+    if let Some(number) = latest {
+        let path = file_of(directory, "snapshot", number);
+        let (mut version, mut objects) = (0, Vec::new());
+        read_lines(&path, false, |line| {
+            version = version.max(line.version);
+            if let Some((id, object)) = object_of(&catalog, &line)? {
+                objects.push((id, object));
+            }
+            Ok(())
+        })?;
+        store.restore(version, objects);
     }
-    Ok(kept)
+    for (index, number) in journals.iter().enumerate() {
+        let is_last = index + 1 == journals.len();
+        read_lines(&file_of(directory, "journal", *number), is_last, |line| {
+            match (object_of(&catalog, &line)?, line.deleted) {
+                (Some((id, object)), _) => store.replay(&id, object),
+                (None, Some((namespace, name))) => {
+                    let id: ResourceId = (&*line.resource).into();
+                    store.replay_deletion(&id, &Key::new(&namespace, &name), line.version);
+                }
+                (None, None) => {}
+            }
+            Ok(())
+        })?;
+    }
+    let newest = journals.last().copied().max(latest).unwrap_or(0);
+    let journal = Journal::begin(directory, newest + 1, &store.dump())?;
+    store.write_down_in(journal);
+    Ok(())
 }
 
-impl Kept {
-    /// Fills the store and begins a new journal.
-    pub(super) fn restore(self, store: &Store) -> anyhow::Result<Journal> {
-        let objects = self.objects.into_iter().map(|((id, _), object)| (id, object)).collect();
-        store.restore(self.version, objects);
-        Journal::begin(&self.path, store)
+fn file_of(directory: &Path, kind: &str, number: u64) -> PathBuf {
+    directory.join(format!("{kind}.{number}"))
+}
+
+/// The numbers of all files of a kind, rising.
+fn numbers(directory: &Path, kind: &str) -> anyhow::Result<Vec<u64>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(directory)? {
+        let name = entry?.file_name();
+        let name = name.to_str().and_then(|name| name.strip_prefix(kind)?.strip_prefix('.'));
+        found.extend(name.and_then(|number| number.parse::<u64>().ok()));
     }
+    found.sort_unstable();
+    Ok(found)
+}
+
+/// Goes through the lines of a file. `may_break_off`: the last one need not be whole.
+fn read_lines(
+    path: &Path,
+    may_break_off: bool,
+    mut take: impl FnMut(Line<'_>) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    let file = File::open(path).with_context(|| format!("reading {}", path.display()))?;
+    let mut reader = BufReader::new(file);
+    let mut bytes = Vec::new();
+    for number in 1.. {
+        bytes.clear();
+        let len = reader.read_until(b'\n', &mut bytes);
+        if len.with_context(|| format!("reading {}", path.display()))? == 0 {
+            break;
+        }
+        match serde_json::from_slice::<Line<'_>>(&bytes) {
+            Ok(line) => take(line)?,
+            Err(_) if may_break_off && !bytes.ends_with(b"\n") => break,
+            Err(error) => bail!(
+                "line {number} of {} is damaged ({error}); remove the directory to start anew",
+                path.display()
+            ),
+        }
+    }
+    Ok(())
+}
+
+fn object_of(catalog: &Catalog, line: &Line<'_>) -> anyhow::Result<Option<(ResourceId, Object)>> {
+    let Some(object) = line.object else { return Ok(None) };
+    let id: ResourceId = (&*line.resource).into();
+    let mut value = serde_json::from_str(object.get())?;
+    let indexed = catalog.by_id(&id).map_or(&[][..], |resource| resource.indexed);
+    Ok(Some((id, Object::new(&mut value, line.version, indexed))))
+}
+
+fn push_object(resource: &str, version: u64, object: &[u8], into: &mut Vec<u8>) {
+    into.extend_from_slice(b"{\"resource\":\"");
+    // Names of resources need no escapes: they are DNS names.
+    into.extend_from_slice(resource.as_bytes());
+    into.extend_from_slice(format!("\",\"version\":{version},\"object\":").as_bytes());
+    into.extend_from_slice(object);
+    into.extend_from_slice(b"}\n");
 }
 
 impl Journal {
-    /// Replaces the journal by a snapshot of the store.
-    fn begin(path: &Path, store: &Store) -> anyhow::Result<Self> {
-        let fresh = path.with_extension("new");
-        let file = private_file(&fresh).with_context(|| format!("writing {}", fresh.display()))?;
-        let file = BufWriter::new(file);
-        let mut journal = Self { path: path.to_owned(), file, bytes: 0, bytes_max: u64::MAX };
-        let (version, resources) = store.dump();
-        // The version of the last deletion must not be given out again.
-        journal.write("", version, None, None)?;
-        for (id, objects) in &resources {
-            for object in objects.values() {
-                journal.write(id, object.resource_version, Some(&object.json), None)?;
+    /// Writes down everything that there is, and begins a journal behind it.
+    fn begin(directory: &Path, number: u64, dump: &Dump) -> anyhow::Result<Self> {
+        let bytes = write_snapshot(directory, number, dump)?;
+        let bytes_max = Arc::new(AtomicU64::new(growth(bytes)));
+        let path = file_of(directory, "journal", number);
+        let file = private_file(&path).with_context(|| format!("writing {}", path.display()))?;
+        remove_older(directory, number)?;
+        let (snapshots, requests) = mpsc::channel::<(u64, Dump)>();
+        let (to, limit) = (directory.to_owned(), bytes_max.clone());
+        let thread = std::thread::Builder::new().name("snapshots".to_owned()).spawn(move || {
+            for (number, dump) in requests {
+                let written = write_snapshot(&to, number, &dump)
+                    .and_then(|bytes| remove_older(&to, number).map(|()| bytes));
+                match written {
+                    Ok(bytes) => limit.store(growth(bytes), Ordering::Relaxed),
+                    Err(error) => {
+                        // The journals go on; they are read from the last snapshot that is whole.
+                        tracing::error!("a snapshot of the cluster's state failed: {error:#}");
+                        limit.store(growth(0), Ordering::Relaxed);
+                    }
+                }
             }
-        }
-        journal.file.flush().with_context(|| format!("writing {}", fresh.display()))?;
-        fs::rename(&fresh, path).with_context(|| format!("replacing {}", path.display()))?;
-        journal.bytes_max = (journal.bytes * JOURNAL_GROWTH_MAX).max(JOURNAL_BYTES_MIN);
-        Ok(journal)
+        })?;
+        Ok(Self {
+            directory: directory.to_owned(),
+            number,
+            file,
+            bytes: 0,
+            bytes_max,
+            snapshots: Some(snapshots),
+            thread: Some(thread),
+        })
     }
 
-    /// Writes down every change until told to stop.
-    pub(super) async fn keep(
-        mut self,
-        api: Arc<Api>,
-        mut changes: UnboundedReceiver<Written>,
-        stop: CancellationToken,
-    ) {
-        loop {
-            let written = tokio::select! {
-                biased;
-                written = changes.recv() => written,
-                () = stop.cancelled() => return,
-            };
-            let Some(written) = written else { return };
-            let mut result = self.record(&written);
-            // What else is there goes along in the same system call.
-            while let Ok(written) = changes.try_recv() {
-                result = result.and_then(|()| self.record(&written));
-            }
-            result = result.and_then(|()| Ok(self.file.flush()?));
-            if result.is_ok() && self.bytes > self.bytes_max {
-                result = Self::begin(&self.path, &api.store).map(|journal| self = journal);
-            }
-            if let Err(error) = result {
-                tracing::error!(%error, "the cluster's state is not written down any more; a restart would lose changes");
-                return;
-            }
-        }
-    }
-
-    fn record(&mut self, written: &Written) -> anyhow::Result<()> {
-        let (object, version) = (&written.event.object, written.event.resource_version);
-        match written.event.change {
-            Change::Deleted => {
-                let gone = (object.key.namespace.to_string(), object.key.name.to_string());
-                self.write(&written.resource, version, None, Some(gone))
-            }
-            _ => self.write(&written.resource, version, Some(&object.json), None),
-        }
-    }
-
-    fn write(
+    /// Writes down that an object is like this from now on.
+    pub(super) fn write_object(
         &mut self,
         resource: &str,
         version: u64,
-        object: Option<&[u8]>,
-        deleted: Option<(String, String)>,
-    ) -> anyhow::Result<()> {
-        let object = object.map(serde_json::from_slice).transpose()?;
-        let line = Line { resource: resource.into(), version, object, deleted };
+        object: &[u8],
+    ) -> io::Result<()> {
+        let mut line = Vec::with_capacity(object.len() + 128);
+        push_object(resource, version, object, &mut line);
+        self.append(&line)
+    }
+
+    /// Writes down that an object is gone.
+    pub(super) fn write_deletion(
+        &mut self,
+        resource: &str,
+        version: u64,
+        key: &Key,
+    ) -> io::Result<()> {
+        let deleted = Some((key.namespace.to_string(), key.name.to_string()));
+        let line = Line { resource: resource.into(), version, object: None, deleted };
         let mut line = serde_json::to_vec(&line)?;
         line.push(b'\n');
-        self.bytes += line.len() as u64;
-        Ok(self.file.write_all(&line)?)
+        self.append(&line)
     }
+
+    fn append(&mut self, line: &[u8]) -> io::Result<()> {
+        if let Err(error) = self.file.write_all(line) {
+            // Half a line in the middle would make the rest unreadable.
+            self.file.set_len(self.bytes)?;
+            io::Seek::seek(&mut self.file, io::SeekFrom::Start(self.bytes))?;
+            return Err(error);
+        }
+        self.bytes += line.len() as u64;
+        Ok(())
+    }
+
+    /// Whether the next journal should be begun.
+    pub(super) fn is_full(&self) -> bool {
+        self.bytes > self.bytes_max.load(Ordering::Relaxed)
+    }
+
+    /// Begins the next journal, which continues `dump`.
+    pub(super) fn turn_over(&mut self, dump: Dump) {
+        let path = file_of(&self.directory, "journal", self.number + 1);
+        match private_file(&path) {
+            Ok(file) => {
+                (self.file, self.bytes) = (file, 0);
+                self.number += 1;
+                // Until the snapshot is there.
+                self.bytes_max.store(u64::MAX, Ordering::Relaxed);
+                if let Some(snapshots) = &self.snapshots {
+                    // The thread ends with the journal only.
+                    let _ = snapshots.send((self.number, dump));
+                }
+            }
+            Err(error) => {
+                tracing::error!(%error, path = %path.display(), "cannot begin a journal; the present one grows");
+                self.bytes_max.store(growth(self.bytes), Ordering::Relaxed);
+            }
+        }
+    }
+}
+
+impl Drop for Journal {
+    fn drop(&mut self) {
+        // The thread finishes what it was told, and ends.
+        self.snapshots = None;
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the thread that writes snapshots has panicked");
+        }
+    }
+}
+
+fn growth(bytes: u64) -> u64 {
+    bytes.saturating_mul(JOURNAL_GROWTH_MAX).max(JOURNAL_BYTES_MIN)
+}
+
+/// A snapshot is there under its name only when it is whole. Gives its size.
+fn write_snapshot(directory: &Path, number: u64, (version, all): &Dump) -> anyhow::Result<u64> {
+    let fresh = directory.join("snapshot.new");
+    let write = || -> anyhow::Result<u64> {
+        let mut file = BufWriter::new(private_file(&fresh)?);
+        // The version of the last deletion must not be given out again.
+        let first = Line { resource: "".into(), version: *version, object: None, deleted: None };
+        let mut line = serde_json::to_vec(&first)?;
+        line.push(b'\n');
+        let mut bytes = line.len();
+        file.write_all(&line)?;
+        for (id, objects) in all {
+            for object in objects.values() {
+                line.clear();
+                push_object(id, object.resource_version, &object.json, &mut line);
+                bytes += line.len();
+                file.write_all(&line)?;
+            }
+        }
+        file.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()?;
+        fs::rename(&fresh, file_of(directory, "snapshot", number))?;
+        Ok(bytes as u64)
+    };
+    write().with_context(|| format!("writing a snapshot to {}", directory.display()))
+}
+
+/// Removes what the snapshot of this number makes superfluous.
+fn remove_older(directory: &Path, number: u64) -> anyhow::Result<()> {
+    for kind in ["snapshot", "journal"] {
+        for older in numbers(directory, kind)?.into_iter().filter(|older| *older < number) {
+            fs::remove_file(file_of(directory, kind, older))?;
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -197,32 +343,119 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    #[test]
-    fn a_journal_that_is_cut_off_keeps_what_is_whole() {
-        let directory = std::env::temp_dir().join(format!("lab-journal-{}", std::process::id()));
-        let (_, kept) = open(&directory).unwrap();
-        let store = Store::default();
-        let mut changes = store.listen();
-        let mut journal = kept.unwrap().restore(&store).unwrap();
-        let id: ResourceId = "configmaps".into();
-        let value =
-            |name: &str| json!({ "metadata": { "name": name, "namespace": "n", "uid": name } });
-        store.create(&id, &mut value("a"), &[]).unwrap();
-        let b = store.create(&id, &mut value("b"), &[]).unwrap();
-        store.delete(&id, &b.key, b.resource_version).unwrap();
-        while let Ok(written) = changes.try_recv() {
-            journal.record(&written).unwrap();
-        }
-        journal.file.write_all(b"{\"resource\":\"configmaps\",\"vers").unwrap();
-        drop(journal);
+    struct Scratch(PathBuf);
 
-        let restored = Store::default();
-        let (_, kept) = open(&directory).unwrap();
-        kept.unwrap().restore(&restored).unwrap();
-        assert_eq!(restored.resource_version(), 3);
-        let names: Vec<String> =
-            restored.list(&id).1.keys().map(|key| key.name.to_string()).collect();
-        assert_eq!(names, ["a"]);
-        fs::remove_dir_all(directory).unwrap();
+    impl Scratch {
+        fn new(name: &str) -> Self {
+            let path = std::env::temp_dir().join(format!("lab-{name}-{}", std::process::id()));
+            fs::create_dir_all(&path).unwrap();
+            Self(path)
+        }
+
+        fn store(&self) -> Store {
+            let store = Store::default();
+            restore(&self.0, &store).unwrap();
+            store
+        }
+
+        fn files(&self) -> Vec<String> {
+            let mut all: Vec<String> = fs::read_dir(&self.0)
+                .unwrap()
+                .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+                .collect();
+            all.sort();
+            all
+        }
+    }
+
+    impl Drop for Scratch {
+        fn drop(&mut self) {
+            fs::remove_dir_all(&self.0).unwrap();
+        }
+    }
+
+    fn id() -> ResourceId {
+        "configmaps".into()
+    }
+
+    fn create(store: &Store, name: &str) -> Arc<Object> {
+        let mut value = json!({ "metadata": { "name": name, "namespace": "n", "uid": name } });
+        store.create(&id(), &mut value, &[]).unwrap()
+    }
+
+    fn names(store: &Store) -> Vec<String> {
+        store.list(&id()).1.keys().map(|key| key.name.to_string()).collect()
+    }
+
+    #[test]
+    fn what_was_told_is_there_again() {
+        let scratch = Scratch::new("journal");
+        let store = scratch.store();
+        create(&store, "a");
+        let b = create(&store, "b");
+        store.delete(&id(), &b.key, b.resource_version).unwrap();
+        // Killed in the middle of a line.
+        let path = file_of(&scratch.0, "journal", 1);
+        let mut journal = File::options().append(true).open(&path).unwrap();
+        journal.write_all(b"{\"resource\":\"configmaps\",\"vers").unwrap();
+
+        let restored = scratch.store();
+        assert_eq!((restored.resource_version(), names(&restored)), (3, vec!["a".to_owned()]));
+        // A watch goes on from a version of the time before.
+        let mut cursor = restored.watch(&id(), 1);
+        let told = restored.read(&mut cursor, 10).unwrap();
+        let versions: Vec<u64> = told.iter().map(|event| event.resource_version).collect();
+        assert_eq!(versions, [2, 3]);
+        assert_eq!(create(&restored, "c").resource_version, 4);
+        assert_eq!(scratch.files(), ["journal.2", "snapshot.2"]);
+        // What is before the snapshot is not known any more.
+        let again = scratch.store();
+        assert_eq!(names(&again), ["a", "c"]);
+        assert!(again.read(&mut again.watch(&id(), 1), 10).is_none());
+    }
+
+    #[test]
+    fn a_journal_is_turned_over() {
+        let scratch = Scratch::new("turn-over");
+        let store = scratch.store();
+        store.with_journal(|journal| journal.bytes_max.store(0, Ordering::Relaxed));
+        create(&store, "a");
+        create(&store, "b");
+        // Dropping it waits for the snapshot.
+        drop(store);
+        assert_eq!(scratch.files(), ["journal.2", "snapshot.2"]);
+        let restored = scratch.store();
+        assert_eq!(
+            (restored.resource_version(), names(&restored)),
+            (2, vec!["a".into(), "b".into()])
+        );
+        drop(restored);
+        // Killed before the snapshot was whole: the older one and both journals are there.
+        let scratch = Scratch::new("turn-over-killed");
+        let store = scratch.store();
+        create(&store, "a");
+        fs::copy(file_of(&scratch.0, "snapshot", 1), scratch.0.join("kept")).unwrap();
+        fs::copy(file_of(&scratch.0, "journal", 1), scratch.0.join("kept-too")).unwrap();
+        store.with_journal(|journal| journal.bytes_max.store(0, Ordering::Relaxed));
+        create(&store, "b");
+        create(&store, "c");
+        drop(store);
+        fs::remove_file(file_of(&scratch.0, "snapshot", 2)).unwrap();
+        fs::rename(scratch.0.join("kept"), file_of(&scratch.0, "snapshot", 1)).unwrap();
+        fs::rename(scratch.0.join("kept-too"), file_of(&scratch.0, "journal", 1)).unwrap();
+        assert_eq!(names(&scratch.store()), ["a", "b", "c"]);
+    }
+
+    #[test]
+    fn damage_is_told() {
+        let scratch = Scratch::new("damage");
+        let store = scratch.store();
+        create(&store, "a");
+        drop(store);
+        let path = file_of(&scratch.0, "journal", 1);
+        let whole = fs::read(&path).unwrap();
+        fs::write(&path, [b"{\"resource\"\n", whole.as_slice()].concat()).unwrap();
+        let error = restore(&scratch.0, &Store::default()).unwrap_err().to_string();
+        assert!(error.contains("line 1 of") && error.contains("is damaged"), "{error}");
     }
 }

@@ -26,6 +26,55 @@ pub(super) fn default(pod: &mut Value) {
     default_tolerations(spec);
 }
 
+/// Where programs find the token of their service account.
+const TOKEN_PATH: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
+/// What the volumes with such tokens are called, before a random suffix.
+const TOKEN_VOLUME: &str = "kube-api-access-";
+/// How long the tokens last, as in Kubernetes: what is asked for is an hour and some seconds.
+const TOKEN_SECONDS: i64 = 3_607;
+
+/// Gives the containers of a new pod a token of its service account, unless pod or account want
+/// none.
+pub(super) fn mount_token(pod: &mut Value, account: &Value) {
+    let wanted = |of: &Value| of["automountServiceAccountToken"].as_bool();
+    if !wanted(&pod["spec"]).or(wanted(account)).unwrap_or(true) {
+        return;
+    }
+    let spec = object_at(pod, "spec");
+    let volumes = spec.get("volumes").and_then(Value::as_array).into_iter().flatten();
+    let mut names = volumes.filter_map(|volume| volume["name"].as_str());
+    let existing = names.find(|name| name.starts_with(TOKEN_VOLUME)).map(str::to_owned);
+    let name =
+        existing.clone().unwrap_or_else(|| TOKEN_VOLUME.to_owned() + &super::object::name_suffix());
+    let mut used = false;
+    for list in ["initContainers", "containers"] {
+        for container in spec.get_mut(list).and_then(Value::as_array_mut).into_iter().flatten() {
+            if !container["volumeMounts"].is_array() {
+                container["volumeMounts"] = json!([]);
+            }
+            let Some(mounts) = container["volumeMounts"].as_array_mut() else { continue };
+            if !mounts.iter().any(|mount| mount["mountPath"] == TOKEN_PATH) {
+                mounts.push(json!({ "name": name, "readOnly": true, "mountPath": TOKEN_PATH }));
+                used = true;
+            }
+        }
+    }
+    if !used || existing.is_some() {
+        return;
+    }
+    let sources = json!([
+        { "serviceAccountToken": { "expirationSeconds": TOKEN_SECONDS, "path": "token" } },
+        { "configMap": { "name": "kube-root-ca.crt", "items": [{ "key": "ca.crt", "path": "ca.crt" }] } },
+        { "downwardAPI": { "items": [{ "path": "namespace",
+            "fieldRef": { "apiVersion": "v1", "fieldPath": "metadata.namespace" } }] } },
+    ]);
+    let volume = json!({ "name": name, "projected": { "defaultMode": 0o644, "sources": sources } });
+    let volumes = spec.entry("volumes").or_insert_with(|| json!([]));
+    if let Some(volumes) = volumes.as_array_mut() {
+        volumes.push(volume);
+    }
+}
+
 /// What a pod template has in common with a pod: the rest is filled in when the pod is made.
 pub(super) fn default_template(template: &mut Value) {
     let spec = object_at(template, "spec");
@@ -312,5 +361,42 @@ pub(super) fn validate_update(new: &Value, old: &Value, errors: &mut Vec<FieldEr
     if fixed(new) != fixed(old) {
         let detail = "pod updates may not change fields other than `spec.containers[*].image`,`spec.initContainers[*].image`,`spec.activeDeadlineSeconds`,`spec.tolerations` (only additions to existing tolerations),`spec.terminationGracePeriodSeconds` (allow it to be set to 1 if it was previously negative)";
         errors.push(FieldError::forbidden("spec", detail));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pods_get_a_token_unless_they_want_none() {
+        let pod = |spec: Value| {
+            let mut pod = json!({ "spec": { "containers": [{ "name": "a" }, { "name": "b",
+                "volumeMounts": [{ "name": "own", "mountPath": TOKEN_PATH }] }] } });
+            for (name, value) in spec.as_object().into_iter().flatten() {
+                pod["spec"][name] = value.clone();
+            }
+            pod
+        };
+        let mount = |mut pod: Value, account: Value| {
+            mount_token(&mut pod, &account);
+            pod["spec"].take()
+        };
+        let spec = mount(pod(json!({})), json!({}));
+        let volume = &spec["volumes"][0];
+        assert!(volume["name"].as_str().unwrap().starts_with(TOKEN_VOLUME), "{volume}");
+        assert_eq!(volume["projected"]["sources"].as_array().unwrap().len(), 3);
+        assert_eq!(spec["containers"][0]["volumeMounts"][0]["name"], volume["name"]);
+        assert_eq!(spec["containers"][1]["volumeMounts"].as_array().unwrap().len(), 1);
+        let no = json!({ "automountServiceAccountToken": false });
+        assert!(mount(pod(json!({})), no.clone())["volumes"].is_null());
+        assert!(mount(pod(no.clone()), json!({}))["volumes"].is_null());
+        let yes = json!({ "automountServiceAccountToken": true });
+        assert!(mount(pod(yes), no)["volumes"].is_array());
+        // A copy of a running pod keeps the volume that it has.
+        let copy = pod(json!({ "volumes": [{ "name": "kube-api-access-abcde" }] }));
+        let spec = mount(copy, json!({}));
+        assert_eq!(spec["volumes"].as_array().unwrap().len(), 1);
+        assert_eq!(spec["containers"][0]["volumeMounts"][0]["name"], "kube-api-access-abcde");
     }
 }

@@ -15,6 +15,7 @@ use serde_json::Value;
 use tokio::sync::watch;
 
 use super::object::{Key, Object};
+use super::persistence::Journal;
 
 /// Changes per resource that a watch may lag behind.
 const HISTORY_LEN_MAX: usize = 8_192;
@@ -61,6 +62,8 @@ pub enum Refused {
     Missing,
     /// The object is no longer the one that the write is based on.
     Changed,
+    /// It could not be written down, and would be lost.
+    Unwritten,
 }
 
 #[derive(Default)]
@@ -80,6 +83,7 @@ struct State {
     listeners: Vec<tokio::sync::mpsc::UnboundedSender<Written>>,
     snapshots: BTreeMap<u64, (ResourceId, u64, Objects)>,
     next_snapshot: u64,
+    journal: Option<Journal>,
 }
 
 struct Resource {
@@ -131,6 +135,7 @@ impl Store {
         if state.resource(id).objects.contains_key(&object.key) {
             return Err(Refused::Exists);
         }
+        state.write_down(id, Change::Added, &object)?;
         state.write(id, Change::Added, object.clone(), None);
         Ok(object)
     }
@@ -147,6 +152,7 @@ impl Store {
         let version = state.resource_version + 1;
         let object = Arc::new(Object::new(value, version, indexed));
         let previous = state.current(id, &object.key, base)?;
+        state.write_down(id, Change::Modified, &object)?;
         state.write(id, Change::Modified, object.clone(), Some(previous));
         Ok(object)
     }
@@ -156,9 +162,8 @@ impl Store {
         let mut state = self.lock();
         let previous = state.current(id, key, base)?;
         let version = state.resource_version + 1;
-        let mut last = Object::new(&mut previous.value(), version, &[]);
-        last.fields = previous.fields.clone();
-        let last = Arc::new(last);
+        let last = last_of(&previous, version);
+        state.write_down(id, Change::Deleted, &last)?;
         state.write(id, Change::Deleted, last.clone(), Some(previous));
         Ok(last)
     }
@@ -194,6 +199,34 @@ impl Store {
         }
     }
 
+    /// Does again what a journal says was done.
+    pub(super) fn replay(&self, id: &ResourceId, object: Object) {
+        let mut state = self.lock();
+        let previous = state.resource(id).objects.get(&object.key).cloned();
+        let change = if previous.is_some() { Change::Modified } else { Change::Added };
+        state.write(id, change, object.into(), previous);
+    }
+
+    /// Removes again what a journal says was removed.
+    pub(super) fn replay_deletion(&self, id: &ResourceId, key: &Key, version: u64) {
+        let mut state = self.lock();
+        if let Some(previous) = state.resource(id).objects.get(key).cloned() {
+            let last = last_of(&previous, version);
+            state.write(id, Change::Deleted, last, Some(previous));
+        }
+        state.resource_version = state.resource_version.max(version);
+    }
+
+    /// From now on every write is in this journal before it is known.
+    pub(super) fn write_down_in(&self, journal: Journal) {
+        self.lock().journal = Some(journal);
+    }
+
+    #[cfg(test)]
+    pub(super) fn with_journal(&self, change: impl FnOnce(&mut Journal)) {
+        self.lock().journal.as_mut().map(change).expect("there is a journal");
+    }
+
     /// Every write from now on.
     pub fn listen(&self) -> tokio::sync::mpsc::UnboundedReceiver<Written> {
         let (sender, receiver) = tokio::sync::mpsc::unbounded_channel();
@@ -203,11 +236,7 @@ impl Store {
 
     /// Everything in the store, resource by resource.
     pub fn dump(&self) -> (u64, Vec<(ResourceId, Objects)>) {
-        let state = self.lock();
-        let mut all: Vec<_> =
-            state.resources.iter().map(|(id, r)| (id.clone(), r.objects.clone())).collect();
-        all.sort_by(|a, b| a.0.cmp(&b.0));
-        (state.resource_version, all)
+        self.lock().dump()
     }
 
     /// Objects that name `uid` as an owner.
@@ -309,6 +338,38 @@ impl State {
         if current.resource_version == base { Ok(current) } else { Err(Refused::Changed) }
     }
 
+    fn dump(&self) -> (u64, Vec<(ResourceId, Objects)>) {
+        let mut all: Vec<_> =
+            self.resources.iter().map(|(id, r)| (id.clone(), r.objects.clone())).collect();
+        all.sort_by(|a, b| a.0.cmp(&b.0));
+        (self.resource_version, all)
+    }
+
+    /// Puts a write into the journal, if there is one; only then it may happen.
+    fn write_down(
+        &mut self,
+        id: &ResourceId,
+        change: Change,
+        object: &Object,
+    ) -> Result<(), Refused> {
+        if self.journal.as_ref().is_some_and(Journal::is_full) {
+            let dump = self.dump();
+            if let Some(journal) = &mut self.journal {
+                journal.turn_over(dump);
+            }
+        }
+        let Some(journal) = &mut self.journal else { return Ok(()) };
+        let version = object.resource_version;
+        let written = match change {
+            Change::Deleted => journal.write_deletion(id, version, &object.key),
+            _ => journal.write_object(id, version, &object.json),
+        };
+        written.map_err(|error| {
+            tracing::error!(%error, "a write is refused: it cannot be written down");
+            Refused::Unwritten
+        })
+    }
+
     fn write(
         &mut self,
         id: &ResourceId,
@@ -355,6 +416,13 @@ impl State {
             }
         }
     }
+}
+
+/// An object as it is told when it is gone: the last one, under the version of its deletion.
+fn last_of(previous: &Object, version: u64) -> Arc<Object> {
+    let mut last = Object::new(&mut previous.value(), version, &[]);
+    last.fields = previous.fields.clone();
+    last.into()
 }
 
 impl Resource {
