@@ -14,10 +14,12 @@
 pub mod base;
 pub mod checkpoint;
 pub mod cni_conf;
+pub mod conntrack;
 pub mod controllers;
 pub mod delete_queue;
 pub mod endpoint;
 pub mod health;
+pub mod hubble;
 pub mod identity;
 pub mod ipam;
 pub mod ipcache;

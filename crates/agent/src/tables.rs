@@ -42,6 +42,8 @@ pub struct LocalPod {
     pub service_account: String,
     /// Names that it gives to ports.
     pub named_ports: Vec<NamedPort>,
+    /// Kind and name of what runs it: of the Deployment, not of its ReplicaSet.
+    pub workload: Option<(String, String)>,
 }
 
 impl Row for LocalPod {

@@ -7,7 +7,7 @@
 //!  4 base                     sysctls, cilium_host, cilium_vxlan, programs at the node's devices
 //!  5 controllers, reconcilers desired tables and the kernel follow the intent tables
 //!  6 restore                  endpoints of the agent before us; queued deletions
-//!  7 REST API, health         the CNI plugin can ask; the health endpoint answers
+//!  7 REST API, Hubble, health the CNI plugin can ask; the health endpoint answers
 //!  8 ready                    all sources synchronised, all maps written: the CNI configuration
 //! ```
 //!
@@ -51,6 +51,7 @@ use crate::endpoint::{
     DeviceError, Devices, Endpoints, HOST_ENDPOINT_ID, LabelRules, MapProgress, Parts,
 };
 use crate::health;
+use crate::hubble;
 use crate::identity::{Identities, Identity};
 use crate::ipam::Ipam;
 use crate::k8s::{self, convert, watch::reflect};
@@ -154,6 +155,7 @@ pub async fn run(loaded: Loaded, name: NodeName) -> anyhow::Result<()> {
     let options = policy_options(&config, &node);
     let policies = follow_policies(&jobs, policy_sources, options, adopted, policy_tables, &maps);
     reconcile(&jobs, &routes, RouteTarget(netlink.clone()));
+    let all_identities = intent.identities.table().clone();
     let identities =
         Identities::new(Arc::new(k8s::identity::Store::new(client.clone())), intent.identities);
     let endpoints = Arc::new(Endpoints::new(Parts {
@@ -179,7 +181,19 @@ pub async fn run(loaded: Loaded, name: NodeName) -> anyhow::Result<()> {
     restored_all.done();
     let queue_lock = catch_up_with_queue(&config, &endpoints).await?;
 
-    // 7 REST API.
+    // 7 REST API, Hubble.
+    let observer = hubble::observer(&config, &node);
+    if let Some(observer) = &observer {
+        let known = hubble::Known {
+            endpoints: endpoint_table,
+            pods: intent.pods.clone(),
+            cluster: intent.cluster.clone(),
+            nodes: intent.nodes.clone(),
+            identities: all_identities,
+            ipcache: maps.ipcache_table.clone(),
+        };
+        hubble::start(&jobs, &config, &node, &netlink, observer, known)?;
+    }
     let agent = Arc::new(Agent {
         prober: health::prober(&config, &node, &intent.nodes),
         config,
@@ -193,7 +207,7 @@ pub async fn run(loaded: Loaded, name: NodeName) -> anyhow::Result<()> {
         policies,
         datapath: datapath.clone(),
         health: jobs.health().clone(),
-        monitor: Arc::new(Monitor::default()),
+        monitor: Arc::new(Monitor::new(observer.clone())),
         ready: ready.clone(),
     });
     let socket = Socket::open(&agent.config.socket_path)
@@ -220,6 +234,20 @@ pub async fn run(loaded: Loaded, name: NodeName) -> anyhow::Result<()> {
     jobs.spawn("monitor", {
         let (monitor, datapath) = (agent.monitor.clone(), datapath.clone());
         move |job| monitor::run(job, monitor, datapath)
+    });
+    jobs.spawn("conntrack-gc", {
+        let (datapath, endpoints) = (datapath.clone(), endpoints.table().clone());
+        let interval = agent.config.conntrack_gc_interval;
+        let pace = crate::conntrack::Pace {
+            interval: (!interval.is_zero()).then_some(interval),
+            interval_max: agent.config.conntrack_gc_max_interval,
+        };
+        move |job| crate::conntrack::run(job, datapath, endpoints, pace)
+    });
+    jobs.spawn("policy-report", {
+        let (client, namespace) = (client.clone(), agent.config.k8s_namespace.clone());
+        let (name, realised) = (agent.node.name.clone(), agent.policies.realised.clone());
+        move |job| k8s::policy_report::run(job, client, namespace, name, realised)
     });
     jobs.spawn("ready", {
         let agent = agent.clone();

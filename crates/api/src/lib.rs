@@ -5,6 +5,7 @@
 //! - [`hubble`]: Hubble's gRPC API;
 //! - [`k8s`]: the few fields that we read of Kubernetes' own objects;
 //! - [`policy`]: the policy languages, read into what the policy engine takes;
+//! - [`policy_report`]: what each node says of the policies that it enforces;
 //! - [`rest`]: the agent's REST API on its unix socket, and a blocking client of it.
 //!
 //! Architecture invariant: only this crate derives serialised shapes that others rely on.
@@ -16,4 +17,5 @@ pub mod crd;
 pub mod hubble;
 pub mod k8s;
 pub mod policy;
+pub mod policy_report;
 pub mod rest;

@@ -5,6 +5,7 @@
 //!  leader ────► Lease; who holds it goes on:
 //!  node_ipam:   watch ─► nodes ─► allocator ─► assignments ─► reconciler ─► CiliumNode
 //!  node_ready:  watch ─► nodes, agents ─► patches of Node: taint, condition
+//!  policy_status: watch ─► policies, nodes, what each enforces ─► conditions of policies
 //!  gc:          list ─► identities, endpoints, nodes that nobody has any more ─► delete
 //! ```
 //!
@@ -21,5 +22,6 @@ pub mod leader;
 pub mod metrics;
 pub mod node_ipam;
 pub mod node_ready;
+pub mod policy_status;
 pub mod pool;
 pub mod watch;

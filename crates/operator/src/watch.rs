@@ -21,7 +21,7 @@ pub async fn reflect<K, R>(
     config: watcher::Config,
     writer: Writer<R>,
     initializer: Initializer<R>,
-    row: fn(&K) -> R,
+    row: impl Fn(&K) -> R + Send + 'static,
     job: Job,
 ) -> Result<(), String>
 where

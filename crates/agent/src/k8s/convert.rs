@@ -29,7 +29,29 @@ pub fn local_pod(pod: &k8s::Pod) -> Option<LocalPod> {
         labels: labels(&pod.metadata).clone(),
         service_account: pod.spec.service_account_name.clone(),
         named_ports: container_ports(pod),
+        workload: workload(pod),
     })
+}
+
+/// Kind and name of what runs a pod, as people made it: a Deployment rather than its ReplicaSet, a
+/// CronJob rather than one of its Jobs. Both put their mark after the name.
+fn workload(pod: &k8s::Pod) -> Option<(String, String)> {
+    let owners = pod.metadata.owner_references.as_deref().unwrap_or_default();
+    let owner = owners.iter().find(|owner| owner.controller == Some(true))?;
+    let (kind, name) = (owner.kind.as_str(), owner.name.as_str());
+    let before_mark = match kind {
+        "ReplicaSet" => labels(&pod.metadata).get("pod-template-hash").and_then(|hash| {
+            Some(("Deployment", name.strip_suffix(hash.as_str())?.strip_suffix('-')?))
+        }),
+        "Job" => name.rsplit_once('-').and_then(|(name, mark)| {
+            // Minutes since 1970 of when the job was due.
+            let is_time = mark.len() >= 8 && mark.bytes().all(|byte| byte.is_ascii_digit());
+            is_time.then_some(("CronJob", name))
+        }),
+        _ => None,
+    };
+    let (kind, name) = before_mark.unwrap_or((kind, name));
+    Some((kind.to_owned(), name.to_owned()))
 }
 
 /// The ports of a pod's containers that have names.

@@ -5,6 +5,7 @@
 //!  convert.rs ··· objects → rows
 //!  node.rs ······ our CiliumNode: addresses out, pod CIDRs in
 //!  endpoint.rs ·· a CiliumEndpoint per pod of this node
+//!  policy_report.rs  which policies this node enforces
 //!  identity.rs ·· CiliumIdentities; a pod that the watch does not know yet
 //! ```
 //!
@@ -14,6 +15,7 @@ pub mod convert;
 pub mod endpoint;
 pub mod identity;
 pub mod node;
+pub mod policy_report;
 pub mod watch;
 
 use std::path::Path;

@@ -15,8 +15,8 @@ use abi::policy::POLICY_SLOT_NONE;
 use ipnet::IpNet;
 use model::{EndpointId, IdentityId, Label, Labels, NodeName, PodName};
 use policy::{
-    Direction, EnforcementMode, NamedPort, PolicyId, Repository, Service, ServiceName, Subject,
-    SubjectId, SubjectKind,
+    CidrGroup, Direction, EnforcementMode, NamedPort, PolicyId, Repository, Service, ServiceName,
+    Subject, SubjectId, SubjectKind,
 };
 use statedb::Change;
 
@@ -87,8 +87,6 @@ pub struct PolicyState {
     pub errors: Arc<[String]>,
     /// What of it is not enforced yet.
     pub not_enforced: Arc<[String]>,
-    /// What is in force.
-    pub policy: Option<Arc<policy::Policy>>,
 }
 
 /// An endpoint as the engine knows it.
@@ -124,12 +122,15 @@ pub struct Engine {
     due: BTreeMap<SubjectId, Option<Arc<Content>>>,
     /// Subjects whose slot is read by endpoints to which what is due does not apply.
     swap: BTreeSet<SubjectId>,
-    /// Whether prefixes may be named, or named no more, since the last time.
+    /// Whether nodes or the API server may have moved since prefixes were looked at.
     prefixes_due: bool,
+    /// The repository's revision of prefixes then.
+    prefix_revision: Option<u64>,
     prefixes: BTreeMap<IpNet, (IdentityId, Source)>,
     /// Prefixes that went out of the ipcache; their identities go when it has forgotten them.
     leaving: Vec<IdentityId>,
     services: BTreeMap<ServiceName, Service>,
+    groups: BTreeMap<String, CidrGroup>,
     backends: BTreeMap<(String, String), (ServiceName, BTreeSet<IpAddr>)>,
     named_ports: NamedPorts,
     local_ports: BTreeMap<PodName, Vec<NamedPort>>,
@@ -218,9 +219,11 @@ impl Engine {
             due: BTreeMap::new(),
             swap: BTreeSet::new(),
             prefixes_due: true,
+            prefix_revision: None,
             prefixes: BTreeMap::new(),
             leaving: Vec::new(),
             services: BTreeMap::new(),
+            groups: BTreeMap::new(),
             backends: BTreeMap::new(),
             named_ports: NamedPorts::default(),
             local_ports: BTreeMap::new(),
@@ -261,13 +264,9 @@ impl Engine {
 
     /// Takes changes in.
     pub fn apply(&mut self, inputs: Inputs) {
-        self.prefixes_due |= !(inputs.policies.is_empty()
-            && inputs.groups.is_empty()
-            && inputs.services.is_empty()
-            && inputs.backends.is_empty()
+        self.prefixes_due |= !(inputs.backends.is_empty()
             && inputs.node_labels.is_empty()
-            && inputs.nodes.is_empty()
-            && inputs.endpoints.is_empty());
+            && inputs.nodes.is_empty());
         // Who is there before what is said of them: so no rule is computed twice.
         self.apply_identities(&inputs.identities);
         self.apply_services(&inputs.services, &inputs.backends);
@@ -275,8 +274,12 @@ impl Engine {
             match change {
                 Change::Upsert(row) => {
                     self.repository.upsert_cidr_group(&row.name, row.group.clone());
+                    self.groups.insert(row.name.clone(), row.group.clone());
                 }
-                Change::Delete(row) => self.repository.remove_cidr_group(&row.name),
+                Change::Delete(row) => {
+                    self.repository.remove_cidr_group(&row.name);
+                    self.groups.remove(&row.name);
+                }
             }
         }
         self.apply_named_ports(&inputs.cluster, &inputs.pods);
@@ -287,7 +290,9 @@ impl Engine {
 
     /// Computes what follows from all that was applied, and packs it into slots.
     pub fn compute(&mut self) -> Result<Step, crate::checkpoint::CheckpointError> {
-        if std::mem::take(&mut self.prefixes_due) {
+        let prefix_revision = Some(self.repository.prefix_revision());
+        if std::mem::take(&mut self.prefixes_due) || self.prefix_revision != prefix_revision {
+            self.prefix_revision = prefix_revision;
             self.follow_prefixes();
         }
         // Before any map gets to know a number.
@@ -423,9 +428,36 @@ impl Engine {
         Some((attached.pod.as_ref(), &attached.identity))
     }
 
-    /// Names that pods of an identity give to ports.
-    pub fn named_ports(&self, identity: IdentityId) -> BTreeSet<NamedPort> {
-        self.named_ports.of(identity)
+    /// The endpoints and their identities.
+    pub fn endpoints(&self) -> impl Iterator<Item = (EndpointId, &Identity)> {
+        self.endpoints.iter().map(|(id, attached)| (*id, &attached.identity))
+    }
+
+    /// Names that the pod of an endpoint gives to ports.
+    pub fn ports_of(&self, endpoint: EndpointId) -> Vec<NamedPort> {
+        let pod = self.endpoints.get(&endpoint).and_then(|attached| attached.pod.as_ref());
+        pod.and_then(|pod| self.local_ports.get(pod)).cloned().unwrap_or_default()
+    }
+
+    /// A repository with the same policies, to be changed for a question.
+    pub fn imagine(&self) -> Repository {
+        let mut repository = Repository::new(self.options.repository.clone());
+        for (name, service) in &self.services {
+            repository.upsert_service(name.clone(), service.clone());
+        }
+        for (name, group) in &self.groups {
+            repository.upsert_cidr_group(name, group.clone());
+        }
+        for policy in self.repository.policies() {
+            repository.upsert_policy(policy.clone());
+        }
+        repository
+    }
+
+    /// Slot, flags and number of entries of an endpoint's policy.
+    pub fn pointed(&self, endpoint: EndpointId) -> Option<(u32, u32, usize)> {
+        let pointed = self.pointed.get(&self.subject(endpoint)?)?;
+        Some((pointed.slot, pointed.flags, pointed.entries))
     }
 
     fn apply_identities(&mut self, changes: &[Change<Identity>]) {
@@ -493,8 +525,8 @@ impl Engine {
                     let Some(policy) = &row.policy else { continue };
                     state.generation = row.generation;
                     state.not_enforced = Arc::clone(&row.not_enforced);
-                    if state.policy.as_ref() != Some(policy) {
-                        state.policy = Some(Arc::clone(policy));
+                    // Of an object whose status was written nothing has changed.
+                    if self.repository.policy(&row.id) != Some(policy) {
                         self.repository.upsert_policy(policy::Policy::clone(policy));
                     }
                 }

@@ -308,6 +308,12 @@ mod tests {
             self.look();
             Ok(deleted)
         }
+        fn for_each(
+            &self,
+            visit: &mut dyn FnMut(&PolicyKey, &PolicyEntry),
+        ) -> Result<(), MapError> {
+            self.map.for_each(visit)
+        }
         fn entries(&self) -> Result<Vec<(PolicyKey, PolicyEntry)>, MapError> {
             self.map.entries()
         }

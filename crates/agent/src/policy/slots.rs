@@ -196,8 +196,18 @@ impl<S: Ord + Clone> Slots<S> {
             left.extend(self.leave(&subject));
         }
         for (content, subjects) in groups {
-            let slot = self.find(&content).or_else(|| {
-                let slot = self.change_in_place(&content, &subjects, swap).or_else(|| {
+            let found = self.find(&content);
+            if let Some(slot) = found
+                && self.slots[&slot].subjects.is_empty()
+            {
+                // The maps hold it, but nobody has said yet that they shall.
+                changes.written.insert(slot, Arc::clone(&content));
+            }
+            let slot = found.or_else(|| {
+                let known = self
+                    .find_adopted(&content)
+                    .or_else(|| self.change_in_place(&content, &subjects, swap));
+                let slot = known.or_else(|| {
                     let slot = self.free_slot()?;
                     self.insert(slot, Arc::clone(&content));
                     Some(slot)
@@ -276,6 +286,24 @@ impl<S: Ord + Clone> Slots<S> {
         alike.iter().copied().find(|slot| *self.slots[slot].content == *content)
     }
 
+    /// A slot of the agent before us that says the same in the name of other cookies, which are new
+    /// with every agent: it gets ours.
+    fn find_adopted(&mut self, content: &Arc<Content>) -> Option<u32> {
+        let differs_in_cookies = |slot: &Slot<S>| {
+            let difference = slot.content.difference(content);
+            difference.added.is_empty()
+                && difference.removed.is_empty()
+                && difference.is_safe_in_place()
+        };
+        let unused = self.slots.iter().filter(|(_, slot)| slot.subjects.is_empty());
+        let mut alike = unused.filter(|(_, slot)| {
+            slot.content.entries.len() == content.entries.len() && differs_in_cookies(slot)
+        });
+        let slot = *alike.next()?.0;
+        self.replace_content(slot, content);
+        Some(slot)
+    }
+
     /// Changes a slot that only `subjects` use, if packets may watch that.
     fn change_in_place(
         &mut self,
@@ -291,11 +319,15 @@ impl<S: Ord + Clone> Slots<S> {
                 && slot.subjects.is_disjoint(swap)
                 && slot.content.difference(content).is_safe_in_place()
         })?;
-        let used = self.slots.get_mut(&slot).expect("it was just found");
+        self.replace_content(slot, content);
+        Some(slot)
+    }
+
+    fn replace_content(&mut self, slot: u32, content: &Arc<Content>) {
+        let used = self.slots.get_mut(&slot).expect("a slot that is changed is there");
         let before = std::mem::replace(&mut used.content, Arc::clone(content));
         self.unindex(slot, before.hash);
         self.by_hash.entry(content.hash).or_default().insert(slot);
-        Some(slot)
     }
 
     fn free_slot(&self) -> Option<u32> {
@@ -428,9 +460,20 @@ mod tests {
         let mut slots = Slots::new(16);
         slots.adopt(5, content(&[(1, false)]));
         slots.adopt(6, content(&[(2, false)]));
-        assert_eq!(one(&mut slots, 0, &content(&[(1, false)])), Changes::default());
+        let changes = one(&mut slots, 0, &content(&[(1, false)]));
+        assert_eq!(
+            changes.written,
+            BTreeMap::from([(5, content(&[(1, false)]))]),
+            "it is ours now"
+        );
         assert_eq!(slots.of(&0), Some(5));
-        assert_eq!(slots.retire_unused(), BTreeSet::from([6]));
+        let mut named = content(&[(2, false)]).entries().to_vec();
+        named[0].1.cookie = 77;
+        let named = Arc::new(Content::new(named));
+        let changes = one(&mut slots, 1, &named);
+        assert_eq!(changes.written, BTreeMap::from([(6, named)]), "another cookie is no news");
+        slots.adopt(7, content(&[(3, false)]));
+        assert_eq!(slots.retire_unused(), BTreeSet::from([7]));
     }
 
     proptest! {

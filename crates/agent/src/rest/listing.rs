@@ -34,6 +34,7 @@ pub(super) async fn identity(
     let cluster = agent.endpoints.identities().table().get(&id);
     let found = cluster.map(|identity| describe_identity(&identity));
     let found = found.or_else(|| reserved_identity(id));
+    let found = found.or_else(|| super::policy::own_identity(&agent, id));
     found.map(Json).ok_or_else(|| Refused::not_found(format!("there is no identity {id}")))
 }
 
@@ -146,6 +147,7 @@ fn describe_map(agent: &Agent, info: MapInfo, with_cache: bool) -> BpfMap {
         name if name == abi::names::IPCACHE_HOSTS.name => {
             entries(&maps.ipcache_table, &maps.ipcache, with_cache, is_host)
         }
+        name if name == abi::names::POLICY.name => (maps.policy.failures().len() as u64, None),
         _ => (0, None),
     };
     let path = agent.config.bpf_root.join(abi::names::MAPS_DIR).join(&info.name);

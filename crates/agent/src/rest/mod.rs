@@ -6,6 +6,7 @@
 mod endpoint;
 mod ipam;
 mod listing;
+mod policy;
 mod status;
 
 use std::collections::BTreeMap;
@@ -112,6 +113,10 @@ fn router(agent: Arc<Agent>) -> Router {
         )
         .route("/v1/endpoint/{id}/healthz", get(endpoint::healthz))
         .route("/v1/endpoint/{id}/labels", get(endpoint::labels))
+        .route(
+            "/v1/endpoint/{id}/config",
+            get(policy::endpoint_config).patch(policy::patch_endpoint_config),
+        )
         .route("/v1/endpoint/{id}/log", get(endpoint::log))
         .route("/v1/identity", get(listing::identities))
         .route("/v1/identity/endpoints", get(listing::identity_endpoints))
@@ -123,6 +128,11 @@ fn router(agent: Arc<Agent>) -> Router {
         .route("/v1/map/{name}", get(listing::map))
         .route("/v1/cluster/nodes", get(listing::nodes))
         .route("/v1/node/ids", get(listing::node_ids))
+        .route("/v1/policy", get(policy::list))
+        .route("/v1/policy/selectors", get(policy::selectors))
+        .route("/v1/policy/trace", post(policy::trace))
+        .route("/v1/policy/explain", get(policy::explain))
+        .route("/v1/policy/cookie/{cookie}", get(policy::cookie))
         .route("/v1/monitor", get(monitor))
         .fallback(async || Refused::not_found("no such path in this API"))
         .with_state(agent)

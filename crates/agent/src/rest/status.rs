@@ -7,8 +7,8 @@ use api::config::{Config, RoutingMode};
 use api::rest::{
     BpfMapProperties, BpfMapStatus, ClusterStatus, CniChainingStatus, ControllerStatus,
     ControllerStatusValue, DaemonConfiguration, DaemonConfigurationSpec, DaemonConfigurationStatus,
-    EncryptionStatus, HostFirewall, HubbleObserver, HubbleStatus, IdentityRange, IpamStatus, K8sStatus,
-    KubeProxyReplacement, Masquerading, MonitorStatus, Routing, Status, StatusResponse,
+    EncryptionStatus, HostFirewall, HubbleObserver, HubbleStatus, IdentityRange, IpamStatus,
+    K8sStatus, KubeProxyReplacement, Masquerading, MonitorStatus, Routing, Status, StatusResponse,
     StatusState,
 };
 use axum::Json;
@@ -346,7 +346,10 @@ fn mutable_options(agent: &Agent) -> DaemonConfigurationSpec {
     };
     let audit = (AUDIT_OPTION, word(engine.options().audit));
     DaemonConfigurationSpec {
-        options: options.chain([aggregation, audit]).map(|(key, value)| (key.to_owned(), value)).collect(),
+        options: options
+            .chain([aggregation, audit])
+            .map(|(key, value)| (key.to_owned(), value))
+            .collect(),
         policy_enforcement: policy_enforcement.to_owned(),
     }
 }

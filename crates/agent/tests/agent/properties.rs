@@ -63,6 +63,7 @@ fn local_pod(number: u8, label: u8) -> LocalPod {
         labels: [("app".to_owned(), label.to_string())].into(),
         service_account: String::new(),
         named_ports: Vec::new(),
+        workload: None,
     }
 }
 

@@ -18,6 +18,10 @@
 //! native                       native routing, from the next restart on
 //! restart                      kill the agent, start another one
 //! wait                         time passes: retries and periodic passes happen
+//! audit on|off                 the option PolicyAuditMode of the agent
+//! mode default|always|never    the option enable-policy
+//! policy-max N                 the option bpf-policy-map-max, from the next restart on
+//! show policy | endpoint-policies | prefixes
 //! show lxc | lxc-devices | ipcache | endpoints | identities | routes | ipam | published | attached
 //! ```
 
@@ -27,8 +31,14 @@ use std::path::{Path, PathBuf};
 use abi::endpoint::EndpointInfo;
 use abi::ipcache::RemoteEndpointInfo;
 use agent::k8s::convert;
+use agent::policy::watch;
+use agent::tables::LabelledPrefix;
+use api::policy::{
+    CiliumClusterwideNetworkPolicy, CiliumNetworkPolicy, Context, NetworkPolicy, PolicyObject,
+};
 use kernel::map::Map;
 use model::NodeName;
+use policy::{EnforcementMode, PolicyId, PolicyKind};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
@@ -138,6 +148,20 @@ async fn execute(world: &mut World, machine: &mut Machine, command: &str) -> Str
         ["api-away"] => *machine.store.away.lock().unwrap() = true,
         ["api-back"] => *machine.store.away.lock().unwrap() = false,
         ["native"] => machine.tunnel = false,
+        ["policy-max", most] => machine.config.bpf_policy_map_max = most.parse().unwrap(),
+        ["audit", word] => {
+            world.policies.engine.lock().set_audit(*word == "on");
+            world.policies.engine.recompute();
+        }
+        ["mode", word] => {
+            let mode = match *word {
+                "always" => EnforcementMode::Always,
+                "never" => EnforcementMode::Never,
+                _ => EnforcementMode::Default,
+            };
+            world.policies.engine.lock().set_mode(mode);
+            world.policies.engine.recompute();
+        }
         ["wait"] => world.wait_long().await,
         ["show", what] => return show(world, machine, what),
         _ => panic!("unknown command {command:?}"),
@@ -149,6 +173,17 @@ fn show(world: &World, machine: &Machine, what: &str) -> String {
     match what {
         "lxc" => machine.maps.lxc_text(),
         "lxc-devices" => machine.maps.devices_text(),
+        "policy" => machine.maps.policy_text(),
+        "endpoint-policies" => world.policies.table.snapshot().to_string(),
+        "prefixes" => {
+            let engine = world.policies.engine.lock();
+            let rows = engine.labelled_prefixes();
+            let line = |row: &LabelledPrefix| {
+                let labels = engine.identities().labels(row.identity).cloned().unwrap_or_default();
+                format!("{} {} {labels}\n", row.prefix, row.identity)
+            };
+            rows.iter().map(line).collect()
+        }
         "ipcache" => machine.maps.ipcache_text(),
         "endpoints" => world.endpoints.table().snapshot().to_string(),
         "identities" => world.endpoints.identities().table().snapshot().to_string(),
@@ -192,12 +227,45 @@ fn apply(world: &World, yaml: &str) {
             "CiliumEndpoint" => {
                 world.cluster.upsert(convert::cluster_endpoint(&parse(&object)));
             }
+            "NetworkPolicy" => put_policy::<NetworkPolicy>(world, &object),
+            "CiliumNetworkPolicy" => put_policy::<CiliumNetworkPolicy>(world, &object),
+            "CiliumClusterwideNetworkPolicy" => {
+                put_policy::<CiliumClusterwideNetworkPolicy>(world, &object);
+            }
+            "CiliumCIDRGroup" => {
+                world.policy.groups.upsert(watch::group(&parse(&object)).unwrap());
+            }
+            "Service" => {
+                world.policy.services.upsert(watch::service(&parse(&object)));
+            }
+            "EndpointSlice" => {
+                world.policy.backends.upsert(watch::backends(&parse(&object)).unwrap());
+            }
+            "Node" => {
+                world.policy.nodes.upsert(watch::node_labels(&parse(&object)));
+            }
             "CiliumIdentity" => {
                 world.identities.upsert(convert::identity(&parse(&object)).unwrap());
             }
             kind => panic!("cannot apply a {kind}"),
         }
     }
+}
+
+/// Writes a policy as its watch would.
+fn put_policy<K>(world: &World, object: &Value)
+where
+    K: kube::Resource<DynamicType = ()> + PolicyObject + DeserializeOwned,
+{
+    let context = Context { cluster_name: "test".to_owned(), ..Context::default() };
+    let row = watch::policy(&parse::<K>(object), &context);
+    world.policy.of(row.id.kind).upsert(row);
+}
+
+fn delete_policy(world: &World, kind: PolicyKind, name: &str) {
+    let (namespace, name) = name.split_once('/').unwrap_or(("", name));
+    let id = PolicyId { kind, namespace: namespace.to_owned(), name: name.to_owned() };
+    world.policy.of(kind).delete(&id);
 }
 
 fn parse<T: DeserializeOwned>(object: &Value) -> T {
@@ -210,6 +278,10 @@ fn delete(world: &World, kind: &str, name: &str) {
         "namespace" => world.namespaces.delete(&name.to_owned()),
         "ciliumnode" => world.nodes.delete(&NodeName::new(name)),
         "ciliumendpoint" => world.cluster.delete(&name.parse().unwrap()),
+        "networkpolicy" => return delete_policy(world, PolicyKind::NetworkPolicy, name),
+        "cnp" => return delete_policy(world, PolicyKind::CiliumNetworkPolicy, name),
+        "ccnp" => return delete_policy(world, PolicyKind::CiliumClusterwideNetworkPolicy, name),
+        "ciliumcidrgroup" => world.policy.groups.delete(&name.to_owned()),
         "ciliumidentity" => world.identities.delete(&name.parse().unwrap()),
         _ => panic!("cannot delete a {kind}"),
     };

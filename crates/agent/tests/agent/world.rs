@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use abi::AddressKey;
 use abi::endpoint::{DeviceEndpoint, EndpointInfo};
 use abi::ipcache::{IpcacheKey, RemoteEndpointInfo};
-use abi::policy::{PolicyEntry, PolicyKey, PolicySlot};
+use abi::policy::{POLICY_INGRESS, PolicyEntry, PolicyKey, PolicySlot};
 use agent::checkpoint::Checkpoints;
 use agent::controllers::{LocalNode, Sources, Uplink};
 use agent::endpoint::{CreateError, DeviceError, Devices, Endpoints, LabelRules, Parts, PodSource};
@@ -89,6 +89,30 @@ impl Maps {
     pub(crate) fn devices_text(&self) -> String {
         let rows = self.devices.entries().unwrap().into_iter();
         text(rows.map(|(ifindex, endpoint)| Device { ifindex, endpoint }))
+    }
+
+    /// The entries of all slots, in words.
+    pub(crate) fn policy_text(&self) -> String {
+        let mut entries = self.policy.entries().unwrap();
+        entries.sort_by_key(|(key, _)| (key.slot, key.direction, key.identity, *key));
+        let line = |(key, entry): &(PolicyKey, PolicyEntry)| {
+            let direction = if key.direction == POLICY_INGRESS { "ingress" } else { "egress" };
+            let verdict = match (entry.is_deny(), entry.is_not_enforceable()) {
+                (false, _) => "allow",
+                (true, false) => "deny",
+                (true, true) => "not-enforced",
+            };
+            let port = u16::from_be_bytes(key.dport);
+            let bits = entry.prefix_bits();
+            let ports = match bits {
+                0 => "any".to_owned(),
+                8 => key.protocol.to_string(),
+                24 => format!("{}:{port}", key.protocol),
+                _ => format!("{}:{port}/{}", key.protocol, bits - 8),
+            };
+            format!("slot {} {direction} {} {ports} {verdict}\n", key.slot, key.identity)
+        };
+        entries.iter().map(line).collect()
     }
 
     pub(crate) fn ipcache_text(&self) -> String {

@@ -193,7 +193,7 @@ options! {
         "Whether the node may always reach its own pods.";
     AGENT "policy-cidr-match-mode" policy_cidr_match_mode: CidrMatchMode = "",
         "What besides addresses outside the cluster rules about prefixes apply to.";
-    AGENT "enable-node-selector-labels" enable_node_selector_labels: bool = "false",
+    BOTH "enable-node-selector-labels" enable_node_selector_labels: bool = "false",
         "Give nodes identities by their labels, for fromNodes and toNodes.";
     AGENT "enable-k8s-networkpolicy" enable_k8s_networkpolicy: bool = "true",
         "Enforce NetworkPolicy.";
@@ -211,6 +211,25 @@ options! {
         "How often idle connections are looked for; 0 adapts to how many there are, between 10 s and conntrack-gc-max-interval.";
     AGENT "conntrack-gc-max-interval" conntrack_gc_max_interval: Duration = "12h",
         "Longest time between two searches for idle connections.";
+
+    AGENT "enable-hubble" enable_hubble: bool = "false",
+        "Observe flows, and serve them to hubble and to the relay.";
+    AGENT "hubble-event-buffer-capacity" hubble_event_buffer_capacity: u32 = "4095",
+        "Events that are kept: a power of two less one, up to 65535.";
+    AGENT "hubble-socket-path" hubble_socket_path: PathBuf = "/var/run/cilium/hubble.sock",
+        "Unix socket of Hubble's server.";
+    AGENT "hubble-listen-address" hubble_listen_address: ListenAddress = "",
+        "Address of Hubble's server for the relay, such as :4244; empty switches it off.";
+    AGENT "hubble-disable-tls" hubble_disable_tls: bool = "false",
+        "Serve hubble-listen-address without TLS.";
+    AGENT "hubble-tls-cert-file" hubble_tls_cert_file: Option<PathBuf> = "",
+        "Certificate of Hubble's server; read again when it changes.";
+    AGENT "hubble-tls-key-file" hubble_tls_key_file: Option<PathBuf> = "",
+        "Key of Hubble's server; read again when it changes.";
+    AGENT "hubble-tls-client-ca-files" hubble_tls_client_ca_files: Vec<String> = "",
+        "Authorities that Hubble's clients need a certificate of; empty asks for none.";
+    AGENT "hubble-prefer-ipv6" hubble_prefer_ipv6: bool = "false",
+        "Tell relays the IPv6 addresses of nodes that have both.";
 
     OPERATOR "cluster-pool-ipv4-cidr" cluster_pool_ipv4_cidr: Vec<IpNet> = "10.0.0.0/8",
         "Prefixes that the nodes' IPv4 prefixes are cut from.";
@@ -275,6 +294,31 @@ impl Config {
         }
     }
 
+    /// What options of Hubble must go together.
+    fn check_hubble(&self) -> Result<(), ConfigError> {
+        let refuse = |key: &'static str, value: String, reason: &str| {
+            Err(ConfigError::Invalid { key, value, reason: reason.to_owned() })
+        };
+        let capacity = self.hubble_event_buffer_capacity;
+        if !(1..=65_535).contains(&capacity) || !(capacity + 1).is_power_of_two() {
+            let reason = "write a power of two less one, from 1 to 65535, such as 4095";
+            return refuse("hubble-event-buffer-capacity", capacity.to_string(), reason);
+        }
+        let files = [
+            ("hubble-tls-cert-file", &self.hubble_tls_cert_file),
+            ("hubble-tls-key-file", &self.hubble_tls_key_file),
+        ];
+        let serves_tls = self.hubble_listen_address.0.is_some() && !self.hubble_disable_tls;
+        match files.into_iter().find(|(_, file)| serves_tls && file.is_none()) {
+            Some((key, _)) => {
+                let reason = "Hubble listens on hubble-listen-address with TLS: name the file, or set \
+                              hubble-disable-tls to true";
+                refuse(key, String::new(), reason)
+            }
+            None => Ok(()),
+        }
+    }
+
     /// What no single option can know: values that do not go together.
     fn check(&self, program: Program) -> Result<(), ConfigError> {
         let refuse = |key: &'static str, value: String, reason: &str| {
@@ -283,6 +327,9 @@ impl Config {
         if self.cluster_id != 0 {
             let reason = "clusters cannot be joined to a mesh yet; set it to 0 or remove it";
             return refuse("cluster-id", self.cluster_id.to_string(), reason);
+        }
+        if program == Program::Agent && self.enable_hubble {
+            self.check_hubble()?;
         }
         if !self.enable_ipv4 && !self.enable_ipv6 {
             let reason = "pods need an address; set enable-ipv4 or enable-ipv6 to true";

@@ -106,6 +106,11 @@ impl<K: Plain, V: Plain> Map<K, V> for FakeMap<K, V> {
         Ok(self.operation("delete from")?.entries.remove(key.as_bytes()).is_some())
     }
 
+    fn for_each(&self, visit: &mut dyn FnMut(&K, &V)) -> Result<(), MapError> {
+        self.entries()?.iter().for_each(|(key, value)| visit(key, value));
+        Ok(())
+    }
+
     fn entries(&self) -> Result<Vec<(K, V)>, MapError> {
         Ok(self.operation("read")?.entries.values().copied().collect())
     }

@@ -110,6 +110,8 @@ pub trait Map<K: Plain, V: Plain>: Send + Sync {
     fn update(&self, key: &K, value: &V) -> Result<(), MapError>;
     /// Removes a key; says whether it was there.
     fn delete(&self, key: &K) -> Result<bool, MapError>;
+    /// Visits all entries, in no order, without holding all of them.
+    fn for_each(&self, visit: &mut dyn FnMut(&K, &V)) -> Result<(), MapError>;
     /// All entries, in no order.
     fn entries(&self) -> Result<Vec<(K, V)>, MapError>;
     /// Sets many values with few system calls, in order.
@@ -184,16 +186,20 @@ impl<K: Plain, V: Plain> Map<K, V> for BpfMap<K, V> {
         self.raw.delete(key.as_bytes()).map_err(|source| self.failed("delete from", source))
     }
 
-    fn entries(&self) -> Result<Vec<(K, V)>, MapError> {
-        let mut entries = Vec::new();
+    fn for_each(&self, visit: &mut dyn FnMut(&K, &V)) -> Result<(), MapError> {
         self.raw
             .for_each(|key, value| {
                 // Both are as long as their types: checked when the map was opened.
                 if let (Ok(key), Ok(value)) = (K::read_from_bytes(key), V::read_from_bytes(value)) {
-                    entries.push((key, value));
+                    visit(&key, &value);
                 }
             })
-            .map_err(|source| self.failed("read", source))?;
+            .map_err(|source| self.failed("read", source))
+    }
+
+    fn entries(&self) -> Result<Vec<(K, V)>, MapError> {
+        let mut entries = Vec::new();
+        self.for_each(&mut |key, value| entries.push((*key, *value)))?;
         Ok(entries)
     }
 

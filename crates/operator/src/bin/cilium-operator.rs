@@ -13,7 +13,7 @@ use operator::health::Sources;
 use operator::leader::Candidate;
 use operator::metrics::Metrics;
 use operator::pool::Pool;
-use operator::{client, crds, health, node_ipam, node_ready};
+use operator::{client, crds, health, node_ipam, node_ready, policy_status};
 use statedb::job::{Group, Job, StillRunning};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
@@ -86,6 +86,7 @@ async fn run(loaded: Loaded) -> anyhow::Result<()> {
             let start = move |jobs: &Group| {
                 node_ipam::start(jobs, &kubernetes, pools.clone(), metrics.clone());
                 node_ready::start(jobs, &kubernetes, &config);
+                policy_status::start(jobs, &kubernetes, &config);
                 collect_garbage(jobs, &kubernetes, &config, &metrics);
             };
             start_leader(&group, candidate, start);
