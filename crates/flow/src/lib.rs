@@ -21,6 +21,7 @@ pub mod mask;
 pub mod message;
 pub mod observer;
 mod packet;
+pub mod relay;
 pub mod ring;
 mod row;
 pub mod server;

@@ -52,6 +52,11 @@ impl EventMaps {
         Ok(self.lost.values(0)?.iter().sum())
     }
 
+    /// The same of each CPU, in the order of their numbers.
+    pub fn lost_per_cpu(&self) -> Result<Vec<u64>, MapError> {
+        self.lost.values(0)
+    }
+
     /// Name and size of the array, memory with the rings.
     pub fn info(&self) -> Result<MapInfo, MapError> {
         let name = names::EVENTS.name;

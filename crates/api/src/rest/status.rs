@@ -204,6 +204,23 @@ pub struct HubbleStatus {
     /// In words.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub msg: String,
+    /// What the observer has; none where it is off.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub observer: Option<HubbleObserver>,
+}
+
+/// What Hubble's observer has.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", default)]
+pub struct HubbleObserver {
+    /// Events in its buffer.
+    pub current_flows: u64,
+    /// Events that fit.
+    pub max_flows: u64,
+    /// Flows since the start.
+    pub seen_flows: u64,
+    /// Time since the start, as in `1h30m0s`.
+    pub uptime: String,
 }
 
 /// Translation of source addresses.

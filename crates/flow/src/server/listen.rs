@@ -12,6 +12,7 @@ use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::service::Routes;
 use tonic::transport::Server;
 use tonic::transport::server::Connected;
@@ -38,12 +39,15 @@ pub enum Listener {
     Tls(TcpListener, Arc<Reloading<ServerFiles, ServerConfig>>),
 }
 
-/// Serves `routes` until `stop` is ready; connections that are open then are closed.
+/// Serves `routes` until `stop` is ready. Connections end with it, also when it is dropped.
 pub async fn serve(
     listener: Listener,
     routes: Routes,
     stop: impl Future<Output = ()> + Send,
 ) -> Result<(), tonic::transport::Error> {
+    let end = CancellationToken::new();
+    // Each connection is a task of its own to tonic.
+    let _end = end.clone().drop_guard();
     let (sender, receiver) = mpsc::channel::<io::Result<Connection>>(1);
     let incoming = futures::stream::unfold(receiver, |mut receiver| async {
         Some((receiver.recv().await?, receiver))
@@ -57,24 +61,28 @@ pub async fn serve(
     // Calls that follow never end by themselves, so connections are not waited for.
     tokio::select! {
         result = server => result,
-        () = accept(listener, sender) => Ok(()),
+        () = accept(listener, sender, &end) => Ok(()),
         () = stop => Ok(()),
     }
 }
 
 /// Hands connections over for as long as somebody takes them.
-async fn accept(listener: Listener, sender: mpsc::Sender<io::Result<Connection>>) {
+async fn accept(
+    listener: Listener,
+    sender: mpsc::Sender<io::Result<Connection>>,
+    end: &CancellationToken,
+) {
     let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     loop {
         let Ok(slot) = slots.clone().acquire_owned().await else { return };
         match listener.accept().await {
             Ok(Accepted::Ready(io)) => {
-                if sender.send(Ok(Connection { io, _slot: slot })).await.is_err() {
+                if sender.send(Ok(Connection::new(io, slot, end))).await.is_err() {
                     return;
                 }
             }
             Ok(Accepted::ShakeHands(stream, config)) => {
-                let sender = sender.clone();
+                let (sender, end) = (sender.clone(), end.clone());
                 // One that dawdles must not hold up the others.
                 tokio::spawn(async move {
                     let handshake = TlsAcceptor::from(config).accept(stream);
@@ -82,7 +90,7 @@ async fn accept(listener: Listener, sender: mpsc::Sender<io::Result<Connection>>
                         Ok(Ok(stream)) => {
                             let io = Io::Tls(Box::new(stream));
                             // Nobody takes it once the server ends.
-                            let _ = sender.send(Ok(Connection { io, _slot: slot })).await;
+                            let _ = sender.send(Ok(Connection::new(io, slot, &end))).await;
                         }
                         Ok(Err(error)) => tracing::debug!(%error, "A client of Hubble was refused"),
                         Err(_) => tracing::debug!("A client of Hubble did not shake hands in time"),
@@ -125,7 +133,14 @@ impl Listener {
 /// A client's connection, and its slot among all of them.
 struct Connection {
     io: Io,
+    end: Pin<Box<WaitForCancellationFutureOwned>>,
     _slot: OwnedSemaphorePermit,
+}
+
+impl Connection {
+    fn new(io: Io, slot: OwnedSemaphorePermit, end: &CancellationToken) -> Self {
+        Self { io, end: Box::pin(end.clone().cancelled_owned()), _slot: slot }
+    }
 }
 
 enum Io {
@@ -161,10 +176,14 @@ macro_rules! forward {
 
 impl AsyncRead for Connection {
     fn poll_read(
-        self: Pin<&mut Self>,
+        mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        if self.end.as_mut().poll(cx).is_ready() {
+            // As if the client had closed it.
+            return Poll::Ready(Ok(()));
+        }
         forward!(self, io => io.poll_read(cx, buf))
     }
 }

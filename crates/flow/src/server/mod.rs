@@ -19,6 +19,7 @@ use tonic::service::Routes;
 
 pub use listen::{Listener, serve};
 pub use observer::ObserverService;
+pub(crate) use observer::{Responses, respond, understand};
 pub use peer::{PeerInfo, PeerService, Peers};
 
 use crate::observer::Observer;
