@@ -67,14 +67,18 @@ pub(crate) fn load(test: &str, sizes: MapSizes) -> Option<Datapath> {
     }
 }
 
+/// Whether instructions are emulated, which makes them 10 to 30 times slower.
+pub(crate) fn is_emulated() -> bool {
+    fs::read_to_string("/proc/cpuinfo").expect("/proc/cpuinfo").contains("QEMU")
+}
+
 /// Checks a time against its budget, on any but an emulated CPU. Machines are busy with other things
 /// as well, so it is the least that is checked: what waits for an RCU grace period takes 10 ms
 /// every time. How long things take usually is the business of the benchmarks.
 pub(crate) fn within(test: &str, mut times: Vec<Duration>, budget: Duration) {
     times.sort();
     eprintln!("{test}: median {:?}, least {:?}", times[times.len() / 2], times[0]);
-    let cpu = fs::read_to_string("/proc/cpuinfo").expect("/proc/cpuinfo");
-    if cpu.contains("QEMU") {
+    if is_emulated() {
         eprintln!("SKIPPED: {test}: the CPU is emulated");
         return;
     }

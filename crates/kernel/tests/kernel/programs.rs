@@ -1,7 +1,7 @@
 //! Every program, in every configuration, before the running kernel's verifier.
 //!
-//! "Every configuration" is: all switches off, all on, each alone on, each alone off, and every
-//! pair on. For the first of these a line `VERIFIER <configuration> <program> <instructions>
+//! "Every configuration" is: all switches off, all on, each alone on, each alone off, and, but for
+//! emulated CPUs, where it would take many minutes, every pair on. For the first of these a line `VERIFIER <configuration> <program> <instructions>
 //! <stack>` goes to standard output; `cargo xtask test` keeps the table of them.
 
 use std::path::Path;
@@ -9,7 +9,7 @@ use std::path::Path;
 use abi::{DatapathConfig, names};
 use kernel::datapath::{Datapath, LoadError, LoadOptions, MapSizes};
 
-use crate::fixture::{BPFFS, on_node};
+use crate::fixture::{BPFFS, is_emulated, on_node};
 
 /// What a node can switch on and off.
 const SWITCHES: [(&str, fn(&mut DatapathConfig)); 10] = [
@@ -101,7 +101,9 @@ fn configurations() -> Vec<u32> {
     for a in 0..SWITCHES.len() {
         sets.push(1 << a);
         sets.push(ALL & !(1 << a));
-        sets.extend((0..a).map(|b| 1 << a | 1 << b));
+        if !is_emulated() {
+            sets.extend((0..a).map(|b| 1 << a | 1 << b));
+        }
     }
     sets.sort_unstable();
     sets.dedup();

@@ -5,6 +5,8 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpStream, ToSocketAddrs as _, UdpSocket};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use clap::{Args, Subcommand, ValueEnum};
@@ -74,7 +76,7 @@ pub struct Loss {
     /// How long; 0 is until SIGTERM.
     #[arg(long, default_value_t = 0.0)]
     seconds: f64,
-    /// How long to wait for the last answers.
+    /// How long to wait for the last answers at most.
     #[arg(long, value_parser = duration, default_value = "5s")]
     linger: Duration,
 }
@@ -299,7 +301,9 @@ fn loss(args: &Loss) -> io::Result<()> {
     queue_much(&socket);
     let receiving = socket.try_clone()?;
     let (finish, finished) = std::sync::mpsc::channel::<()>();
-    let receiver = std::thread::spawn(move || receive_echoes(&receiving, &finished));
+    let answered = Arc::new(AtomicU32::new(0));
+    let counting = Arc::clone(&answered);
+    let receiver = std::thread::spawn(move || receive_echoes(&receiving, &finished, &counting));
 
     let started = Instant::now();
     let interval = Duration::from_secs(1) / args.rate.max(1);
@@ -322,7 +326,10 @@ fn loss(args: &Loss) -> io::Result<()> {
             std::thread::sleep(pause);
         }
     }
-    std::thread::sleep(args.linger);
+    let last = Instant::now();
+    while answered.load(Ordering::Relaxed) < sent && last.elapsed() < args.linger {
+        std::thread::sleep(Duration::from_millis(10));
+    }
     let _ = finish.send(());
     let received = receiver.join().unwrap_or_default();
 
@@ -342,8 +349,12 @@ fn loss(args: &Loss) -> io::Result<()> {
     Ok(())
 }
 
-/// Marks which numbers came back, until told to finish.
-fn receive_echoes(socket: &UdpSocket, finished: &std::sync::mpsc::Receiver<()>) -> Vec<bool> {
+/// Marks which numbers came back, until told to finish, and says how many.
+fn receive_echoes(
+    socket: &UdpSocket,
+    finished: &std::sync::mpsc::Receiver<()>,
+    answered: &AtomicU32,
+) -> Vec<bool> {
     let mut seen = Vec::new();
     let mut buffer = [0_u8; 64];
     while finished.try_recv().is_err() {
@@ -353,7 +364,9 @@ fn receive_echoes(socket: &UdpSocket, finished: &std::sync::mpsc::Receiver<()>) 
         if number >= seen.len() {
             seen.resize(number + 1, false);
         }
-        seen[number] = true;
+        if !std::mem::replace(&mut seen[number], true) {
+            answered.fetch_add(1, Ordering::Relaxed);
+        }
     }
     seen
 }
