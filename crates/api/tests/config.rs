@@ -68,7 +68,7 @@ fn the_config_map_of_a_default_installation_is_taken() {
         let [without_effect, unknown] = &loaded.warnings[..] else {
             panic!("{:#?}", loaded.warnings);
         };
-        assert!(without_effect.contains("enable-hubble, "), "{without_effect}");
+        assert!(without_effect.contains("enable-vtep, "), "{without_effect}");
         assert_eq!(
             unknown,
             "unknown options are ignored: enable-tunnel-big-tcp, identity-management"
