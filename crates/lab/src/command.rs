@@ -1,5 +1,8 @@
 //! `cilium lab …`: what users type.
 
+mod faults;
+mod logs;
+
 use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::{BufRead as _, BufReader, IsTerminal as _};
@@ -35,6 +38,20 @@ pub enum LabCommand {
     Kubeconfig(Name),
     /// Run a command in a pod, or on a node with --node.
     Exec(Exec),
+    /// Print what a program or container of a node has written.
+    #[command(after_help = EXAMPLES_OF_LOGS)]
+    Logs(logs::Logs),
+    /// Let a node stand still: its agent, its pods and its heartbeat. Packets still pass through it.
+    Pause(faults::Node),
+    /// Let a paused node go on.
+    Resume(faults::Node),
+    /// Cut the wire between two nodes.
+    Cut(faults::Pair),
+    /// Mend a wire that was cut.
+    Mend(faults::Pair),
+    /// Kill a program or container of a node; programs are started again at once.
+    #[command(after_help = EXAMPLES_OF_KILL)]
+    Kill(faults::Kill),
     /// The process behind a lab.
     #[command(hide = true)]
     Supervise(Supervise),
@@ -45,6 +62,16 @@ pub enum LabCommand {
     #[command(hide = true)]
     ApiServer(ApiServerArgs),
 }
+
+const EXAMPLES_OF_LOGS: &str = "Examples:
+  cilium lab logs node-1 -f               the agent of node-1
+  cilium lab logs hub                     the operator
+  cilium lab logs node-2 default/web/c    a container, also of a lab that has crashed
+  cilium lab logs                         the lab's supervisor";
+const EXAMPLES_OF_KILL: &str = "Examples:
+  cilium lab kill node-1 agent
+  cilium lab kill hub operator
+  cilium lab kill node-2 web --signal TERM";
 
 /// Which lab is meant.
 #[derive(Clone, Debug, Args)]
@@ -160,6 +187,12 @@ pub fn run(command: LabCommand) -> ExitCode {
         LabCommand::Status(args) => status(&args),
         LabCommand::Kubeconfig(name) => kubeconfig(&name),
         LabCommand::Exec(args) => exec(args),
+        LabCommand::Logs(args) => logs::logs(&args),
+        LabCommand::Pause(args) => faults::pause(&args, true),
+        LabCommand::Resume(args) => faults::pause(&args, false),
+        LabCommand::Cut(args) => faults::cut(&args, true),
+        LabCommand::Mend(args) => faults::cut(&args, false),
+        LabCommand::Kill(args) => faults::kill(&args),
         LabCommand::ApiServer(args) => api_server(&args),
     };
     result.unwrap_or_else(|error| {
@@ -465,12 +498,19 @@ fn status(args: &StatusArgs) -> Result<ExitCode> {
         println!(
             "{:<10} {:<10} {:<8} {:<6} {:<28} {}",
             node.name,
-            if node.ready { "Ready" } else { "NotReady" },
+            match (node.paused, node.ready) {
+                (true, _) => "Paused",
+                (false, true) => "Ready",
+                (false, false) => "NotReady",
+            },
             pid(node.agent_pid),
             node.pods,
             addresses.join(","),
             node.agent_socket.display()
         );
+    }
+    for (one, other) in status.cuts {
+        println!("\nCut:         {one} and {other} do not reach each other");
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -511,6 +551,31 @@ fn exec(args: Exec) -> Result<ExitCode> {
     place.run(args.command)
 }
 
+/// The container that `[NAMESPACE/]POD[/CONTAINER]` means.
+fn locate(paths: &Paths, text: &str) -> Result<Located> {
+    let words: Vec<&str> = text.split('/').collect();
+    let readings: Vec<(&str, &str, Option<&str>)> = match words.as_slice() {
+        [pod] => vec![("default", pod, None)],
+        // Either part may have been left out.
+        [one, two] => vec![("default", one, Some(two)), (one, two, None)],
+        [namespace, pod, container] => vec![(namespace, pod, Some(container))],
+        _ => bail!("{text:?} is not [NAMESPACE/]POD[/CONTAINER]"),
+    };
+    let mut result = Err(anyhow!("{text:?} names no pod"));
+    for (namespace, pod, container) in readings {
+        let request = Request::Locate {
+            namespace: namespace.to_owned(),
+            pod: pod.to_owned(),
+            container: container.map(str::to_owned),
+        };
+        result = ask(&paths.control(), &request, |_| {});
+        if result.is_ok() {
+            break;
+        }
+    }
+    Ok(serde_json::from_value(result?)?)
+}
+
 /// Where a command is to run.
 struct Target {
     netns: File,
@@ -529,6 +594,9 @@ impl Target {
         let netns =
             netns.with_context(|| format!("lab {:?} has no node {node:?}", paths.name()))?;
         let cgroup = Cgroup::at(Cgroup::root()?.path().join(paths.cgroup()).join(node));
+        if cgroup.is_frozen() {
+            bail!("{node} is paused: `cilium lab resume {node}` lets it go on");
+        }
         // `hub` and `external` have a network of their own, but no mounts.
         let mntns = File::open(paths.node_mntns(node)).or_else(|_| File::open("/proc/self/ns/mnt"));
         Ok(Self {
@@ -552,11 +620,12 @@ impl Target {
             let text = String::from_utf8_lossy(pair);
             text.split_once('=').map(|(key, value)| (key.to_owned(), value.to_owned()))
         });
-        let group = Cgroup::at(&located.cgroup);
+        if Cgroup::at(&located.cgroup).is_frozen() {
+            bail!("the node of this pod is paused: `cilium lab resume NODE` lets it go on");
+        }
         let parent = located.cgroup.parent().context("a container's cgroup has a parent")?;
         let name =
             located.cgroup.file_name().and_then(|n| n.to_str()).unwrap_or_default().to_owned();
-        drop(group);
         Ok(Self {
             netns: open("net")?,
             mntns: open("mnt")?,

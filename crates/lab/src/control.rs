@@ -40,6 +40,20 @@ pub enum Request {
         /// Their names.
         names: Vec<String>,
     },
+    /// Freeze everything on a node, or let it go on.
+    Pause {
+        /// The node.
+        node: String,
+        /// Whether it shall stand still.
+        paused: bool,
+    },
+    /// Cut the wire between two members of the underlay, or mend it.
+    Cut {
+        /// Nodes, or `external`.
+        nodes: (String, String),
+        /// Whether nothing shall get through.
+        cut: bool,
+    },
     /// Stop or resume the API server, for tests of what happens without it.
     ApiServer {
         /// Whether it shall run.
@@ -77,6 +91,9 @@ pub struct Status {
     pub operator_pid: Option<i32>,
     /// The nodes.
     pub nodes: Vec<NodeStatus>,
+    /// Members of the underlay between which nothing gets through.
+    #[serde(default)]
+    pub cuts: Vec<(String, String)>,
 }
 
 /// What a node is and does.
@@ -86,6 +103,9 @@ pub struct NodeStatus {
     pub name: String,
     /// Whether it takes pods.
     pub ready: bool,
+    /// Whether everything on it is frozen.
+    #[serde(default)]
+    pub paused: bool,
     /// Its addresses on the underlay.
     pub addresses: Vec<std::net::IpAddr>,
     /// Its network namespace.

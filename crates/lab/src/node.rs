@@ -96,6 +96,7 @@ pub async fn report(node: Arc<Node>, _spec: NodeSpec, mut agent: watch::Receiver
     let mut beat = Instant::now();
     let mut starting = STARTING;
     loop {
+        node.place.awake().await;
         let status = health(&node).await;
         let ready = status.is_ok();
         if written != Some(ready) {

@@ -14,14 +14,16 @@ use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::{PoisonError, RwLock};
 
 use anyhow::{Context as _, Result, bail};
 use kernel::cgroup::Cgroup;
 use kernel::netns::Netns;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
+use crate::process::{Command, Process, SpawnError};
 use crate::runner::rootfs::View;
 use crate::spec::{LABS_DIR, NETNS_DIR, Paths};
 
@@ -41,6 +43,9 @@ pub struct Place {
     /// Cgroup of everything on the node.
     pub cgroup: Cgroup,
     work: mpsc::UnboundedSender<Work>,
+    paused: watch::Sender<bool>,
+    /// Held while a process is started: one that is born frozen would keep us waiting for it.
+    starting: RwLock<()>,
 }
 
 impl Place {
@@ -77,6 +82,8 @@ impl Place {
             utsns: File::open(&inside.uts)?.into(),
             cgroup: cgroups.child(name)?,
             work,
+            paused: watch::Sender::new(false),
+            starting: RwLock::default(),
         })
     }
 
@@ -95,6 +102,34 @@ impl Place {
         receiver.await.with_context(|| format!("work in {} panicked", self.name))
     }
 
+    /// Starts a program in this place.
+    pub fn spawn(&self, command: &Command<'_>) -> Result<Process, SpawnError> {
+        let _starting = self.starting.read().unwrap_or_else(PoisonError::into_inner);
+        if *self.paused.borrow() {
+            return Err(SpawnError::Paused(self.name.clone()));
+        }
+        command.spawn()
+    }
+
+    /// Freezes everything in this place, or lets it go on. Blocks until it is so.
+    pub fn set_paused(&self, paused: bool) -> Result<()> {
+        let _starting = self.starting.write().unwrap_or_else(PoisonError::into_inner);
+        self.cgroup.set_frozen(paused)?;
+        self.paused.send_replace(paused);
+        Ok(())
+    }
+
+    /// Whether everything in this place is frozen.
+    pub fn is_paused(&self) -> bool {
+        *self.paused.borrow()
+    }
+
+    /// Returns when this place is not paused.
+    pub async fn awake(&self) {
+        // The sender is ours: it does not go before us.
+        let _ = self.paused.subscribe().wait_for(|paused| !paused).await;
+    }
+
     /// Makes a mount namespace for a container.
     pub async fn new_view(&self, view: View) -> Result<OwnedFd> {
         let home = self.mntns.try_clone()?;
@@ -102,13 +137,13 @@ impl Place {
     }
 
     /// Sets up a command to run in this place.
-    pub fn command<'a>(&'a self, cgroup: &'a CgroupDir) -> crate::process::Command<'a> {
-        crate::process::Command {
+    pub fn command<'a>(&'a self, cgroup: &'a CgroupDir) -> Command<'a> {
+        Command {
             netns: Some(self.netns.as_fd()),
             mntns: Some(self.mntns.as_fd()),
             utsns: Some(self.utsns.as_fd()),
             cgroup: Some(cgroup.as_fd()),
-            ..crate::process::Command::default()
+            ..Command::default()
         }
     }
 }

@@ -68,6 +68,9 @@ pub enum SpawnError {
     /// Nothing to start.
     #[error("no command given")]
     Empty,
+    /// Everything on the node is frozen.
+    #[error("{0} is paused: `cilium lab resume {0}` lets it go on")]
+    Paused(String),
     /// A string with a NUL byte cannot be passed to a program.
     #[error("argument or environment variable {0:?} contains a NUL byte")]
     Nul(String),

@@ -184,6 +184,8 @@ pub async fn run(node: Arc<Node>, mut changes: mpsc::UnboundedReceiver<PodChange
         tokio::select! {
             change = changes.recv() => {
                 let Some(PodChange { pod, gone }) = change else { return };
+                // A machine that stands still learns of nothing.
+                node.place.awake().await;
                 let uid = pod.metadata.uid.clone().unwrap_or_default();
                 let wanted = pod::Wanted { pod, gone };
                 if let Some(sender) = pods.get(&uid) {

@@ -32,6 +32,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::apiserver::{ApiError, PodStreams, Reply};
 use crate::logs;
+use crate::process::SpawnError;
 use crate::spec::Paths;
 
 pub use attach::{Console, Consoles};
@@ -90,7 +91,12 @@ impl Streams {
 
     /// The way into a running container.
     fn inside(&self, pod: &PodView, container: &str) -> Result<inside::Inside, ApiError> {
-        let found = inside::Inside::of(&self.cgroup(pod, container)?);
+        let cgroup = self.cgroup(pod, container)?;
+        if Cgroup::at(&cgroup).is_frozen() {
+            let node = pod.text("/spec/nodeName");
+            return Err(ApiError::internal(SpawnError::Paused(node.to_owned()).to_string()));
+        }
+        let found = inside::Inside::of(&cgroup);
         // As a kubelet says it.
         found.ok_or_else(|| ApiError::internal(format!("container not found (\"{container}\")")))
     }

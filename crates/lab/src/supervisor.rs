@@ -103,6 +103,7 @@ struct Lab {
     api_server: ApiServer,
     cluster: Cluster,
     nodes: Vec<LabNode>,
+    network: Arc<Network>,
     operator: watch::Receiver<Option<i32>>,
 }
 
@@ -196,7 +197,8 @@ async fn supervise(spec: &Spec, launcher: &mut Launcher) -> Result<()> {
     tasks.spawn(route_pods(cluster.clone(), network.clone()));
     tasks.spawn(materialise_config(cluster.clone(), paths.clone()));
 
-    let lab = Arc::new(Lab { spec: spec.clone(), paths, api_server, cluster, nodes, operator });
+    let lab = Lab { spec: spec.clone(), paths, api_server, cluster, nodes, network, operator };
+    let lab = Arc::new(lab);
     tasks.spawn(serve_control(lab.clone()));
 
     wait_ready(&lab, launcher).await?;
@@ -572,7 +574,7 @@ fn start_node(
             stderr: Some(log.as_fd()),
             ..place.command(&cgroup)
         };
-        Ok(command.spawn()?)
+        Ok(place.spawn(&command)?)
     }));
     let (pods, inbox) = mpsc::unbounded_channel();
     tasks.spawn(runner::run(node.clone(), inbox));
@@ -737,6 +739,15 @@ async fn handle(
             }
             Ok(Value::Null)
         }
+        Request::Pause { node, paused } => {
+            let place = find_node(lab, &node)?.node.place.clone();
+            tokio::task::spawn_blocking(move || place.set_paused(paused)).await??;
+            Ok(Value::Null)
+        }
+        Request::Cut { nodes: (one, other), cut } => {
+            lab.network.cut(&one, &other, cut)?;
+            Ok(Value::Null)
+        }
         Request::ApiServer { running } => {
             lab.api_server.set_serving(running);
             Ok(Value::Null)
@@ -744,10 +755,18 @@ async fn handle(
     }
 }
 
+fn find_node<'a>(lab: &'a Lab, name: &str) -> Result<&'a LabNode> {
+    lab.nodes.iter().find(|node| node.node.name == name).with_context(|| {
+        let names: Vec<&str> = lab.nodes.iter().map(|node| node.node.name.as_str()).collect();
+        format!("lab {:?} has no node {name:?}, but: {}", lab.spec.name, names.join(", "))
+    })
+}
+
 fn status(lab: &Lab) -> Result<Status> {
     let node = |n: &LabNode| NodeStatus {
         name: n.node.name.clone(),
         ready: *n.node.ready.borrow(),
+        paused: n.node.place.is_paused(),
         addresses: n.node.addresses.clone(),
         netns: lab.paths.netns(&n.node.name),
         agent_pid: *n.agent.borrow(),
@@ -764,6 +783,7 @@ fn status(lab: &Lab) -> Result<Status> {
         supervisor_pid: std::process::id(),
         operator_pid: *lab.operator.borrow(),
         nodes: lab.nodes.iter().map(node).collect(),
+        cuts: lab.network.cuts(),
     })
 }
 

@@ -230,7 +230,7 @@ impl Cni {
         command.stdin = Some(stdin.as_fd());
         command.stdout = Some(stdout.as_fd());
         command.stderr = Some(self.log.as_fd());
-        let process = command.spawn().map_err(|e| failed(e.to_string()))?;
+        let process = self.place.spawn(&command).map_err(|e| failed(e.to_string()))?;
         let exit = match tokio::time::timeout(TIMEOUT, process.wait()).await {
             Ok(exit) => exit.map_err(|e| failed(e.to_string()))?,
             Err(_) => {

@@ -93,6 +93,10 @@ pub async fn run(
     let mut crashes = 0_usize;
     loop {
         let began = Instant::now();
+        tokio::select! {
+            () = job.sandbox.node.place.awake() => {}
+            _ = stop.wait_for(Option::is_some) => return container,
+        }
         match start(job).await {
             Err(why) => {
                 container.state =
@@ -280,7 +284,7 @@ async fn start(job: &Job) -> Result<(Process, CgroupDir), StartError> {
     if let Some(console) = &console {
         console.connect(&mut command);
     }
-    let process = command.spawn()?;
+    let process = node.place.spawn(&command)?;
     Ok((process, cgroup))
 }
 

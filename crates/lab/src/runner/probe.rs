@@ -71,6 +71,8 @@ impl Prober {
         let mut told = None;
         let mut pause = FIRST_PAUSE;
         loop {
+            // What is frozen cannot answer, and whoever asks is frozen as well.
+            self.sandbox.node.place.awake().await;
             let success = timeout(patience, self.once(patience)).await.unwrap_or(false);
             (good, bad) = if success { (good + 1, 0) } else { (0, bad + 1) };
             let verdict = match () {
@@ -143,7 +145,7 @@ impl Prober {
             utsns: Some(uts.as_fd()),
             ..self.sandbox.node.place.command(&cgroup)
         };
-        let Ok(process) = command.spawn() else { return false };
+        let Ok(process) = self.sandbox.node.place.spawn(&command) else { return false };
         // A probe that is given up is killed with its container at the latest.
         process.wait().await.is_ok_and(|exit| exit.code() == 0)
     }

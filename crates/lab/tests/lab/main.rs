@@ -4,6 +4,7 @@
 //! Each test starts a lab of its own and removes it. When a test fails it prints the lab's world:
 //! nodes, pods, events and the ends of all logs.
 
+mod commands;
 mod connectivity;
 mod connectivity_test;
 mod containers;
