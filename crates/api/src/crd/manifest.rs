@@ -55,6 +55,9 @@ struct Names<'a> {
 
 fn manifest(names: &Names<'_>, columns: &[Value], schema: &Value) -> Value {
     let Names { kind, plural, short, scope } = names;
+    let policies = ["CiliumNetworkPolicy", "CiliumClusterwideNetworkPolicy"];
+    let categories: &[&str] =
+        if policies.contains(kind) { &["cilium", "ciliumpolicy"] } else { &["cilium"] };
     // A CiliumEndpoint is nothing but its status, which Cilium writes with the object.
     let subresources = if *kind == "CiliumEndpoint" { json!({}) } else { json!({"status": {}}) };
     json!({
@@ -67,7 +70,7 @@ fn manifest(names: &Names<'_>, columns: &[Value], schema: &Value) -> Value {
         "spec": {
             "group": GROUP,
             "names": {
-                "categories": ["cilium"],
+                "categories": categories,
                 "kind": kind,
                 "listKind": format!("{kind}List"),
                 "plural": plural,
@@ -191,7 +194,7 @@ fn cilium_policy() -> Value {
             scope: "Namespaced",
         },
         &policy_columns(),
-        &schema::cilium_policy(),
+        &schema::policy::cilium_policy(),
     )
 }
 
@@ -204,7 +207,7 @@ fn cilium_clusterwide_policy() -> Value {
             scope: "Cluster",
         },
         &policy_columns(),
-        &schema::cilium_policy(),
+        &schema::policy::cilium_policy(),
     )
 }
 
@@ -217,8 +220,36 @@ fn cilium_cidr_group() -> Value {
             scope: "Cluster",
         },
         &[age()],
-        &schema::cilium_cidr_group(),
+        &schema::policy::cilium_cidr_group(),
     )
+}
+
+/// The manifest of Kubernetes' `ClusterNetworkPolicy`, for clusters that bring none: it is not ours,
+/// so it is not among [`crds`] and no label tells its version.
+pub fn cluster_network_policy() -> CustomResourceDefinition {
+    let columns = [
+        column("Tier", "string", ".spec.tier", "When it is asked"),
+        column("Priority", "integer", ".spec.priority", "Place within the tier, the lowest first"),
+        age(),
+    ];
+    let names = Names {
+        kind: "ClusterNetworkPolicy",
+        plural: "clusternetworkpolicies",
+        // Its usual short name, cnp, is that of Cilium's policy.
+        short: &[],
+        scope: "Cluster",
+    };
+    let mut manifest = manifest(&names, &columns, &schema::policy::cluster_network_policy());
+    let group = "policy.networking.k8s.io";
+    manifest["metadata"] = json!({
+        "name": format!("{}.{group}", names.plural),
+        // The API server wants to know who approved of a name under k8s.io.
+        "annotations": {"api-approved.kubernetes.io": "unapproved, experimental-only"},
+    });
+    manifest["spec"]["group"] = group.into();
+    manifest["spec"]["names"]["categories"] = json!([]);
+    manifest["spec"]["versions"][0]["name"] = "v1alpha2".into();
+    serde_json::from_value(manifest).expect("the manifest is valid")
 }
 
 #[cfg(test)]
@@ -244,6 +275,14 @@ mod tests {
             assert_eq!(SchemaVersion::of(crd), SCHEMA_VERSION);
             assert!(crd.spec.versions[0].subresources.is_some());
         }
+    }
+
+    #[test]
+    fn the_administrators_policy_has_its_own_group() {
+        let crd = cluster_network_policy();
+        let name = crd.metadata.name.as_deref();
+        assert_eq!(name, Some("clusternetworkpolicies.policy.networking.k8s.io"));
+        assert_eq!(crd.spec.versions[0].name, "v1alpha2");
     }
 
     /// Every field that the types write is one that the schema lets pass.

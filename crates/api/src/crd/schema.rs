@@ -1,5 +1,7 @@
 //! The structural schemas of the custom resources, without the prose.
 
+pub(super) mod policy;
+
 use serde_json::{Map, Value, json};
 
 /// A text.
@@ -33,11 +35,6 @@ fn count() -> Value {
 
 fn boolean() -> Value {
     json!({"type": "boolean"})
-}
-
-/// Anything.
-fn anything() -> Value {
-    json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true})
 }
 
 fn list(items: Value) -> Value {
@@ -338,39 +335,4 @@ fn policy_direction() -> Value {
         ("removing", peers()),
         ("state", text()),
     ])
-}
-
-/// `CiliumNetworkPolicy` and `CiliumClusterwideNetworkPolicy`. What a rule may say is checked by
-/// `crate::policy`, which names the field and the reason.
-pub(super) fn cilium_policy() -> Value {
-    json!({
-        "type": "object",
-        "properties": {
-            "apiVersion": text(),
-            "kind": text(),
-            "metadata": {"type": "object"},
-            "spec": anything(),
-            "specs": list(anything()),
-            "status": anything(),
-        },
-        "required": ["metadata"],
-    })
-}
-
-/// `CiliumCIDRGroup`.
-pub(super) fn cilium_cidr_group() -> Value {
-    json!({
-        "type": "object",
-        "properties": {
-            "apiVersion": text(),
-            "kind": text(),
-            "metadata": {"type": "object"},
-            "spec": {
-                "type": "object",
-                "properties": {"externalCIDRs": list(name())},
-                "required": ["externalCIDRs"],
-            },
-        },
-        "required": ["metadata", "spec"],
-    })
 }

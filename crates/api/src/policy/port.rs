@@ -34,11 +34,7 @@ fn cilium_port(field: &Field<'_>) -> Option<Vec<PortMatch>> {
         Some(end) => Some((end.number(0, i64::from(u16::MAX))? as u16, end)),
     };
     let port = match object.field("port") {
-        Some(port) if port.text().is_some_and(|text| !text.is_empty()) => Some(port),
-        Some(port) => {
-            port.text()?;
-            None
-        }
+        Some(port) => (!port.text()?.is_empty()).then_some(port),
         None => None,
     };
     if let Some(protocol) = protocol.filter(|protocol| !protocol.has_ports()) {
