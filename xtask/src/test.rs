@@ -11,6 +11,7 @@
 //! that it cannot exceed. What cannot run here says `SKIPPED: <what>: <why>` and is counted as
 //! skipped, never as passed. The last line is `N passed, N failed, N skipped`.
 
+use std::ffi::OsString;
 use std::fmt;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
@@ -24,6 +25,9 @@ use anyhow::Context;
 
 use crate::shell::{self, Root, say};
 use crate::{bpf, tidy, verifier, vm};
+
+/// Names further `kubectl` binaries for the tests that run it.
+const OTHER_KUBECTL: &str = "LAB_TEST_KUBECTL";
 
 /// A set of tests that need the same things.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -133,11 +137,53 @@ fn fast(run: &mut Run<'_>) {
     run.check("lints", |run| {
         run.cargo(&["clippy", "--quiet", "--workspace", "--all-targets", "--", "-D", "warnings"])
     });
+    also_test_older_kubectl(run);
     run.tests("unit tests", &["test", "--workspace"], &[]);
     run.check("fuzz targets compile", |run| {
         shell::apt_install(&["g++"], "libFuzzer")?;
         run.cargo(&["check", "--quiet", "--manifest-path", "fuzz/Cargo.toml"])
     });
+}
+
+/// Tests take the `kubectl` on the path; Debian's, which is older, beside it.
+fn also_test_older_kubectl(run: &mut Run<'_>) {
+    if std::env::var_os(OTHER_KUBECTL).is_some() {
+        return;
+    }
+    match debian_kubectl(run.root) {
+        Ok(path) => run.env.push((OTHER_KUBECTL, path.into())),
+        Err(error) => {
+            run.skip("kubectl of Debian beside the one on the path", &format!("{error:#}"))
+        }
+    }
+}
+
+/// Unpacks Debian's `kubectl`, unless it is there already.
+fn debian_kubectl(root: &Root) -> anyhow::Result<PathBuf> {
+    let dir = root.target().join("kubectl");
+    let program = dir.join("debian/usr/bin/kubectl");
+    if program.is_file() {
+        return Ok(program);
+    }
+    let scratch = dir.join("download");
+    std::fs::create_dir_all(&scratch)?;
+    say("downloading Debian's package kubernetes-client: an older kubectl for tests");
+    let download = ["download", "-qq", "kubernetes-client"];
+    let download = || shell::output(Command::new("apt-get").args(download).current_dir(&scratch));
+    if download().is_err() {
+        // A machine that has never asked what there is.
+        shell::output(Command::new("apt-get").args(["update", "-qq"]))?;
+        download()?;
+    }
+    let archive = std::fs::read_dir(&scratch)?
+        .filter_map(Result::ok)
+        .map(|entry| entry.path())
+        .find(|path| path.extension().is_some_and(|extension| extension == "deb"))
+        .context("apt-get downloaded nothing")?;
+    shell::output(Command::new("dpkg").arg("-x").arg(&archive).arg(dir.join("debian")))?;
+    std::fs::remove_dir_all(&scratch)?;
+    anyhow::ensure!(program.is_file(), "the package has no usr/bin/kubectl");
+    Ok(program)
 }
 
 /// What needs root and BPF on the running kernel.
@@ -155,6 +201,7 @@ fn lab(run: &mut Run<'_>) {
     if let Err(error) = lab_packages() {
         return run.skip("lab tests", &format!("{error:#}"));
     }
+    also_test_older_kubectl(run);
     // The lab runs the binaries that lie beside `cilium`: those of the same profile.
     if run.check("build the programs", |run| run.cargo(&["build", "--workspace", "--bins"])) {
         // One after the other: each lab has its own nodes, but they share two cores.
@@ -285,6 +332,8 @@ struct Run<'a> {
     log: Option<File>,
     tally: Tally,
     failures: Vec<String>,
+    /// What tests find in their environment, beside ours.
+    env: Vec<(&'static str, OsString)>,
 }
 
 impl<'a> Run<'a> {
@@ -295,7 +344,7 @@ impl<'a> Run<'a> {
             .inspect_err(|error| eprintln!("cannot keep a log in {}: {error}", dir.display()))
             .ok();
         let (started, tally) = (Instant::now(), Tally::default());
-        Self { root, stage, started, log, tally, failures: Vec::new() }
+        Self { root, stage, started, log, tally, failures: Vec::new(), env: Vec::new() }
     }
 
     /// What is left of the stage's budget.
@@ -359,6 +408,7 @@ impl<'a> Run<'a> {
         command.args(cargo).args(["--no-fail-fast", "--", "--show-output"]).args(harness);
         // The same cases in each run of these stages; `cargo test` alone and the fuzzers try others.
         command.env("PROPTEST_RNG_SEED", "1");
+        command.envs(self.env.iter().map(|(name, value)| (*name, value)));
         println!("    {name}: {}", shell::shown(&command));
         match watch(command, self.remaining(), |line| self.log_line(line)) {
             Ok((status, output)) => {

@@ -185,6 +185,8 @@ fn scenario(k: &Kubectl<'_>) {
     custom_resources(k);
     namespaces(k);
     plain_objects(k);
+    rights(k);
+    volumes_and_schedules(k);
     if k.modern {
         server_side_apply(k);
     }
@@ -196,6 +198,8 @@ fn discovery(k: &Kubectl<'_>) {
     k.check("version", "", "Server Version");
     k.check("cluster-info", "", "Kubernetes control plane");
     k.check("explain pod.spec.containers", "", "FIELD|image");
+    k.check("explain networkpolicy.spec", "", "podSelector");
+    k.check("explain role.rules", "", "verbs|apiGroups");
     k.check("get --raw /healthz", "", "ok");
     k.check("auth can-i create pods", "", "yes");
     k.refused("get nonsense", "", "doesn't have a resource type \"nonsense\"");
@@ -410,6 +414,85 @@ fn plain_objects(k: &Kubectl<'_>) {
     k.check("describe node node-1", "", "InternalIP:  172.18.1.1");
     k.check("cordon node-1", "", "cordoned");
     k.check("get nodes", "", "SchedulingDisabled");
+}
+
+fn rights(k: &Kubectl<'_>) {
+    k.check("create role reader --verb=get,list,watch --resource=pods,pods/log", "", "created");
+    k.check("create rolebinding readers --role=reader --user=jane --group=dev", "", "created");
+    k.check("auth can-i list pods --as=jane", "", "yes");
+    k.check("auth can-i get pods/log --as=somebody --as-group=dev", "", "yes");
+    k.refused("auth can-i delete pods --as=jane", "", "no");
+    k.check("auth can-i --list --as=jane", "", "Resources|pods/log|[get list watch]");
+    k.check("get pods --as=jane", "", "No resources found");
+    k.refused(
+        "delete pod x --as=jane",
+        "",
+        "Error from server (Forbidden): pods \"x\" is forbidden: User \"jane\" cannot delete resource \"pods\" in API group \"\" in the namespace \"default\"",
+    );
+    k.refused(
+        "get nodes --as=jane",
+        "",
+        "nodes is forbidden: User \"jane\" cannot list resource \"nodes\" in API group \"\" at the cluster scope",
+    );
+    k.check("get rolebindings -o wide", "", "ROLE|readers|Role/reader|jane|dev");
+    k.check("describe role reader", "", "Resources|pods/log|[get list watch]");
+    k.check("describe rolebinding readers", "", "reader|jane");
+    k.check("describe clusterrole view", "", "networkpolicies");
+    k.check("create serviceaccount robot", "", "created");
+    k.check(
+        "create clusterrole scaler --verb=patch --resource=deployments.apps --resource=deployments.apps/scale",
+        "",
+        "created",
+    );
+    k.check(
+        "create clusterrolebinding scalers --clusterrole=scaler --serviceaccount=default:robot",
+        "",
+        "created",
+    );
+    let robot = "--as=system:serviceaccount:default:robot";
+    k.check(&format!("auth can-i patch deployments.apps {robot}"), "", "yes");
+    k.refused(&format!("auth can-i create deployments.apps {robot}"), "", "no");
+    k.check("delete clusterrolebinding/scalers clusterrole/scaler", "", "deleted");
+    k.refused(
+        "apply -f -",
+        "apiVersion: rbac.authorization.k8s.io/v1\nkind: RoleBinding\nmetadata: {name: readers}\nroleRef: {apiGroup: rbac.authorization.k8s.io, kind: Role, name: other}\n",
+        "cannot change roleRef",
+    );
+    k.refused("top pods", "", "etrics");
+    if k.modern {
+        k.check("auth whoami", "", "kubernetes-admin|system:masters");
+        k.check("create token robot --duration=15m", "", "eyJ");
+        k.refused("create token nobody", "", "serviceaccounts \"nobody\" not found");
+        k.refused(
+            "create token robot --duration=1m",
+            "",
+            "may not specify a duration less than 10 minutes",
+        );
+        let token = k.run("create token robot", "").text;
+        let as_robot = format!("--token={} auth whoami", token.trim());
+        // The certificate of the kubeconfig counts before a token.
+        k.check(&as_robot, "", "kubernetes-admin");
+    }
+    k.check("delete role/reader rolebinding/readers serviceaccount/robot", "", "deleted");
+}
+
+fn volumes_and_schedules(k: &Kubectl<'_>) {
+    let claim = "apiVersion: v1\nkind: PersistentVolumeClaim\nmetadata: {name: disk}\nspec: {accessModes: [ReadWriteOnce], resources: {requests: {storage: 1Gi}}}\n";
+    k.check("apply -f -", claim, "created");
+    k.check("get pvc", "", "disk|Pending|STORAGECLASS");
+    k.check("describe pvc disk", "", "Status:        Pending");
+    k.refused("apply -f -", &claim.replace("ReadWriteOnce", "Sometimes"), "supported values");
+    k.check("delete pvc disk", "", "deleted");
+    let cron = "apiVersion: batch/v1\nkind: CronJob\nmetadata: {name: tick}\nspec:\n  schedule: '*/5 * * * *'\n  jobTemplate: {spec: {template: {spec: {restartPolicy: Never, containers: [{name: c, image: i}]}}}}\n";
+    k.check("apply -f -", cron, "created");
+    k.check("get cronjobs", "", "SCHEDULE|tick|*/5 * * * *|False");
+    k.refused("apply -f -", &cron.replace("*/5 * * * *", "often"), "expected exactly 5 fields");
+    k.check("delete cronjob tick", "", "deleted");
+    let policy = "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: web}\nspec: {podSelector: {matchLabels: {app: web}}}\n";
+    k.check("apply -f -", policy, "created");
+    k.check("get networkpolicies", "", "POD-SELECTOR|web|app=web");
+    k.check("describe networkpolicy web", "", "app=web|Policy Types: Ingress");
+    k.check("delete networkpolicy web", "", "deleted");
 }
 
 fn server_side_apply(k: &Kubectl<'_>) {
