@@ -24,8 +24,10 @@ impl Inside {
     /// The container with this cgroup; `None` when nothing runs in it.
     pub fn of(cgroup: &Path) -> Option<Self> {
         let pids = Cgroup::at(cgroup).processes().ok()?;
-        // What exec started is younger than the container's own process.
-        let proc = Path::new("/proc").join(pids.iter().min()?.to_string());
+        // What exec has started is younger than the container's own process, and for a moment still in
+        // the namespaces of the lab. Numbers do not tell: they begin anew when they are used up.
+        let procs = pids.iter().map(|pid| Path::new("/proc").join(pid.to_string()));
+        let proc = procs.filter_map(|proc| Some((started(&proc)?, proc))).min()?.1;
         let open = |kind: &str| File::open(proc.join("ns").join(kind)).ok();
         let environ = fs::read(proc.join("environ")).ok()?;
         Some(Self {
@@ -59,6 +61,14 @@ impl Inside {
     }
 }
 
+/// When a process was started, in ticks since boot; `None` when it is gone.
+fn started(proc: &Path) -> Option<u64> {
+    let stat = fs::read_to_string(proc.join("stat")).ok()?;
+    // proc_pid_stat(5): the name, which may contain anything, is in parentheses; the time is field 22.
+    let (_, fields) = stat.rsplit_once(')')?;
+    fields.split_whitespace().nth(19)?.parse().ok()
+}
+
 /// Takes the content of an `environ` file apart.
 fn variables(environ: &[u8]) -> Vec<(String, String)> {
     let pairs = environ.split(|byte| *byte == 0).map(String::from_utf8_lossy);
@@ -68,6 +78,13 @@ fn variables(environ: &[u8]) -> Vec<(String, String)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_time_of_start_is_read() {
+        let own = Path::new("/proc/self");
+        assert!(started(own) >= started(Path::new("/proc/1")), "{:?}", started(own));
+        assert_eq!(started(Path::new("/proc/0")), None);
+    }
 
     #[test]
     fn an_environment_is_taken_apart() {
