@@ -25,6 +25,7 @@ pub mod cluster;
 pub mod command;
 pub mod control;
 pub mod controllers;
+mod hubble;
 pub mod image;
 pub mod logs;
 pub mod network;

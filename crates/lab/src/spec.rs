@@ -243,6 +243,11 @@ impl Paths {
         self.dir.join("cilium-config")
     }
 
+    /// Certificates of Hubble, and the relay's socket.
+    pub fn hubble(&self) -> PathBuf {
+        self.dir.join("hubble")
+    }
+
     /// The supervisor's socket.
     pub fn control(&self) -> PathBuf {
         self.dir.join("control.sock")

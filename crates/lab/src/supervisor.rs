@@ -38,6 +38,7 @@ use crate::arrival;
 use crate::cluster::{CILIUM_NODES, CONFIG_MAPS, Cluster, KUBE_SYSTEM, PODS};
 use crate::control::{Answer, Located, NodeStatus, Request, Status};
 use crate::controllers;
+use crate::hubble;
 use crate::logs;
 use crate::network::Network;
 use crate::node;
@@ -105,6 +106,8 @@ struct Lab {
     nodes: Vec<LabNode>,
     network: Arc<Network>,
     operator: watch::Receiver<Option<i32>>,
+    /// Hubble's relay, where there is one.
+    relay: Option<watch::Receiver<Option<i32>>>,
 }
 
 /// A node that runs.
@@ -161,6 +164,7 @@ async fn supervise(spec: &Spec, launcher: &mut Launcher) -> Result<()> {
     told(launcher, format!("API server {}", api_url(&paths)?))?;
 
     let operator = start_operator(&paths, &programs, &cgroups, &network, &mut tasks)?;
+    let relay = start_relay(spec, &paths, &programs, &cgroups, &network, &mut tasks)?;
     start_internet(&paths, &programs, &cgroups, &network, &mut tasks)?;
     let cluster_dns = watch::Sender::new(Vec::new());
     let parts = Parts {
@@ -197,7 +201,7 @@ async fn supervise(spec: &Spec, launcher: &mut Launcher) -> Result<()> {
     tasks.spawn(route_pods(cluster.clone(), network.clone()));
     tasks.spawn(materialise_config(cluster.clone(), paths.clone()));
 
-    let lab = Lab { spec: spec.clone(), paths, api_server, cluster, nodes, network, operator };
+    let lab = Lab { spec: spec.clone(), paths, api_server, cluster, nodes, network, operator, relay };
     let lab = Arc::new(lab);
     tasks.spawn(serve_control(lab.clone()));
 
@@ -325,7 +329,7 @@ fn write_kubeconfigs(paths: &Paths, server: &ApiServer, port: u16) -> Result<()>
     Ok(())
 }
 
-fn write_private(path: &Path, text: &str) -> Result<()> {
+pub(crate) fn write_private(path: &Path, text: &str) -> Result<()> {
     let file = OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(path);
     file.and_then(|mut file| file.write_all(text.as_bytes()))
         .with_context(|| format!("write {}", path.display()))
@@ -347,7 +351,10 @@ fn api_url(paths: &Paths) -> Result<String> {
 
 /// Objects that a cluster has before anything runs in it.
 fn seed(spec: &Spec, paths: &Paths, cluster: &Cluster) -> Result<()> {
-    let config = spec.cilium_config();
+    let hubble = hubble::Files::of(paths);
+    let mut config = hubble.config();
+    config.extend(spec.cilium_config());
+    hubble.make_certificates(config.get("cluster-name").map_or("default", String::as_str))?;
     write_config(&paths.config_dir(), &config)?;
     let map = json!({
         "apiVersion": "v1", "kind": "ConfigMap",
@@ -453,6 +460,42 @@ fn start_operator(
         Ok(command.spawn()?)
     }));
     Ok(running)
+}
+
+/// Hubble's relay, where agents have a server for it and it was built.
+fn start_relay(
+    spec: &Spec,
+    paths: &Paths,
+    programs: &Programs,
+    cgroups: &Cgroup,
+    network: &Arc<Network>,
+    tasks: &mut JoinSet<()>,
+) -> Result<Option<watch::Receiver<Option<i32>>>> {
+    let program = programs.path("hubble-relay");
+    let is_off = spec.cilium_config().get("enable-hubble").is_some_and(|value| value != "true");
+    if is_off || !Path::new(&program).is_file() {
+        info!("without hubble-relay: {}", if is_off { "Hubble is off" } else { "it is not built" });
+        return Ok(None);
+    }
+    let cgroup = cgroups.child("hub")?;
+    let log = open_log(paths, "hubble-relay")?;
+    let argv = hubble::Files::of(paths).relay_argv(program, spec);
+    let network = network.clone();
+    let (pid, running) = watch::channel(None);
+    tasks.spawn(keep_running("hubble-relay".to_owned(), pid, move || {
+        let cgroup = CgroupDir::fresh(&cgroup, "hubble-relay")?;
+        let command = Command {
+            argv: argv.clone(),
+            env: environment(&[]),
+            cgroup: Some(cgroup.as_fd()),
+            netns: Some(network.hub.as_fd()),
+            stdout: Some(log.as_fd()),
+            stderr: Some(log.as_fd()),
+            ..Command::default()
+        };
+        Ok(command.spawn()?)
+    }));
+    Ok(Some(running))
 }
 
 /// The host behind the external router, so that there is something to reach.
@@ -778,7 +821,9 @@ fn status(lab: &Lab) -> Result<Status> {
         name: lab.spec.name.clone(),
         kubeconfig: lab.paths.kubeconfig(),
         api_server: api_url(&lab.paths)?,
-        hubble_relay: None,
+        hubble_relay: lab.relay.as_ref().filter(|pid| pid.borrow().is_some()).map(|_| {
+            format!("unix://{}", hubble::Files::of(&lab.paths).relay_socket().display())
+        }),
         hubble_ui: None,
         supervisor_pid: std::process::id(),
         operator_pid: *lab.operator.borrow(),
