@@ -20,6 +20,7 @@ mod policy_faults;
 mod policy_reference;
 mod policy_truth_table;
 mod probe;
+mod rights;
 mod streams;
 mod volumes;
 mod world;
