@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 use super::api::{Api, Listed, Outcome, Target};
 use super::attributes::Attributes;
 use super::patch::Patch;
+use super::renderings::Renderings;
 use super::request::{
     Format, Query, Shape, body, check_list_version, decode, delete_options, header, include,
     list_options, parse_body, watch_options, write_options,
@@ -51,6 +52,7 @@ pub(super) struct Server {
     pub streams: Option<Arc<dyn PodStreams>>,
     /// The administrator's bearer token.
     pub admin_token: String,
+    pub renderings: Renderings,
 }
 
 /// A body that is all there.
@@ -499,7 +501,12 @@ impl Server {
         ))
     }
 
-    fn watch(&self, target: Target, query: &Query, format: Format) -> Result<Reply, ApiError> {
+    fn watch(
+        self: &Arc<Self>,
+        target: Target,
+        query: &Query,
+        format: Format,
+    ) -> Result<Reply, ApiError> {
         let options = watch_options(&target, query)?;
         let include = include(query)?;
         let watch = Watch::open(&self.api, target.clone(), options);
@@ -509,10 +516,11 @@ impl Server {
                 let notices = watch.next(&api).await?;
                 Some(((notices, target.clone()), (watch, api, target)))
             });
+        let server = self.clone();
         let frames = stream.map(move |(notices, target)| {
             let mut bytes = Vec::new();
             for notice in notices {
-                write_notice(&target, &notice, format, include, &mut first, &mut bytes);
+                server.write_notice(&target, &notice, format, include, &mut first, &mut bytes);
             }
             Ok::<_, Infallible>(Frame::data(Bytes::from(bytes)))
         });
@@ -521,51 +529,67 @@ impl Server {
         response.headers_mut().insert(CONTENT_TYPE, content_type);
         Ok(response)
     }
+
+    fn write_notice(
+        &self,
+        target: &Target,
+        notice: &Notice,
+        format: Format,
+        include: Include,
+        first: &mut bool,
+        into: &mut Vec<u8>,
+    ) {
+        let resource = &target.resource;
+        match notice {
+            Notice::Object(change, object) => {
+                // The first event of a table describes the columns.
+                let headers = format.shape == Shape::Table && std::mem::take(first);
+                let form = || event_form(resource, object, format.shape, include, headers);
+                let is_stored_so = format.shape == Shape::Plain
+                    && resource.api_version() == *resource.storage_api_version;
+                let json = match is_stored_so || headers {
+                    true => form(),
+                    false => self.renderings.of(resource, object, format.shape, include, form),
+                };
+                watch::line(*change, &json, into);
+            }
+            Notice::Bookmark(version, initial_end) => {
+                let (api_version, kind) = match format.shape {
+                    Shape::Plain => (resource.api_version(), &*resource.kind),
+                    Shape::Table => ("meta.k8s.io/v1".to_owned(), "Table"),
+                    Shape::Partial => ("meta.k8s.io/v1".to_owned(), "PartialObjectMetadata"),
+                };
+                let mut object = watch::bookmark(&api_version, kind, *version, *initial_end);
+                if format.shape == Shape::Table {
+                    let row = json!({ "cells": [], "object": watch::bookmark(&resource.api_version(), &resource.kind, *version, *initial_end) });
+                    object["columnDefinitions"] = json!([]);
+                    object["rows"] = json!([row]);
+                }
+                watch::special_line("BOOKMARK", &object, into);
+            }
+            Notice::Error(error) => watch::special_line("ERROR", &error.to_status(), into),
+        }
+    }
 }
 
-fn write_notice(
-    target: &Target,
-    notice: &Notice,
-    format: Format,
+/// An object as a watch tells it, in the shape that was asked for.
+fn event_form(
+    resource: &resource::Resource,
+    object: &super::object::Object,
+    shape: Shape,
     include: Include,
-    first: &mut bool,
-    into: &mut Vec<u8>,
-) {
-    let resource = &target.resource;
-    match notice {
-        Notice::Object(change, object) => {
-            let json = convert::render(resource, object);
-            let json = match format.shape {
-                Shape::Plain => json,
-                Shape::Table => {
-                    let value: Value = serde_json::from_slice(&json).unwrap_or_default();
-                    let metadata =
-                        json!({ "resourceVersion": value["metadata"]["resourceVersion"] });
-                    let headers = std::mem::take(first);
-                    table::table(resource, &[value], metadata, include, headers).to_string().into()
-                }
-                Shape::Partial => {
-                    let value = serde_json::from_slice(&json).unwrap_or_default();
-                    table::partial(&value).to_string().into()
-                }
-            };
-            watch::line(*change, &json, into);
+    headers: bool,
+) -> Bytes {
+    let json = convert::render(resource, object);
+    let value = || serde_json::from_slice::<Value>(&json).unwrap_or_default();
+    match shape {
+        Shape::Plain => json,
+        Shape::Table => {
+            let value = value();
+            let metadata = json!({ "resourceVersion": value["metadata"]["resourceVersion"] });
+            table::table(resource, &[value], metadata, include, headers).to_string().into()
         }
-        Notice::Bookmark(version, initial_end) => {
-            let (api_version, kind) = match format.shape {
-                Shape::Plain => (resource.api_version(), &*resource.kind),
-                Shape::Table => ("meta.k8s.io/v1".to_owned(), "Table"),
-                Shape::Partial => ("meta.k8s.io/v1".to_owned(), "PartialObjectMetadata"),
-            };
-            let mut object = watch::bookmark(&api_version, kind, *version, *initial_end);
-            if format.shape == Shape::Table {
-                let row = json!({ "cells": [], "object": watch::bookmark(&resource.api_version(), &resource.kind, *version, *initial_end) });
-                object["columnDefinitions"] = json!([]);
-                object["rows"] = json!([row]);
-            }
-            watch::special_line("BOOKMARK", &object, into);
-        }
-        Notice::Error(error) => watch::special_line("ERROR", &error.to_status(), into),
+        Shape::Partial => table::partial(&value()).to_string().into(),
     }
 }
 

@@ -31,6 +31,7 @@ mod pod;
 mod proto;
 mod protobuf_body;
 mod rbac;
+mod renderings;
 mod request;
 mod resource;
 mod review;
@@ -75,6 +76,7 @@ pub use token::{BoundObject, IssuedToken, TokenRequest};
 pub use user::User;
 
 use http::Server;
+use renderings::Renderings;
 use tls::Credentials;
 
 /// How long a client may take for the TLS handshake.
@@ -137,7 +139,12 @@ impl ApiServer {
         let serving = watch_channel::Sender::new(true);
         let tls = Arc::new(credentials.server_config(&config.server_names)?);
         let admin_token = credentials.admin_token.clone();
-        let server = Arc::new(Server { api: api.clone(), streams: config.streams, admin_token });
+        let server = Arc::new(Server {
+            api: api.clone(),
+            streams: config.streams,
+            admin_token,
+            renderings: Renderings::default(),
+        });
         for listener in config.listeners {
             listener.set_nonblocking(true).context("making a listener non-blocking")?;
             let listener = tokio::net::TcpListener::from_std(listener)

@@ -30,7 +30,7 @@ pub(super) struct Format {
     pub(super) shape: Shape,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Shape {
     Plain,
     Table,

@@ -65,7 +65,7 @@ impl Column {
 }
 
 /// How much of the objects goes along with the rows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Include {
     None,
     Metadata,
