@@ -21,7 +21,7 @@ use crate::image::Image;
 use crate::place::{CgroupDir, make_private_dir};
 use crate::process::{Command, PATH};
 use crate::spec::{CGROUP, DEFAULT_NAME, LABS_DIR, Paths, Spec};
-use crate::{supervisor, teardown};
+use crate::{guardian, supervisor, teardown};
 
 /// A whole cluster on this machine: nodes are network namespaces, pods are processes.
 #[derive(Debug, Subcommand)]
@@ -161,6 +161,9 @@ pub struct Exec {
 pub struct Supervise {
     /// What to build, as JSON.
     spec: String,
+    /// Be the supervisor, not its guardian.
+    #[arg(long)]
+    guarded: bool,
 }
 
 #[derive(Debug, Args)]
@@ -691,6 +694,9 @@ fn supervise(args: &Supervise) -> Result<ExitCode> {
         .with_ansi(false)
         .init();
     let spec: Spec = serde_json::from_str(&args.spec).context("the lab's description")?;
-    supervisor::run(&spec)?;
+    match args.guarded {
+        true => supervisor::run(&spec)?,
+        false => guardian::run(&spec)?,
+    }
     Ok(ExitCode::SUCCESS)
 }

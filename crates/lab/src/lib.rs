@@ -5,6 +5,7 @@
 //!
 //! ```text
 //!   command ····· what users type; starts the supervisor
+//!   guardian ···· starts the supervisor, again if it dies
 //!   supervisor ·· the process behind a lab
 //!     ├ apiserver ·· Kubernetes' API over TLS;  cluster: the same, in process
 //!     ├ network ···· underlay and the world outside;  place: a node's namespaces and cgroup
@@ -25,6 +26,7 @@ pub mod cluster;
 pub mod command;
 pub mod control;
 pub mod controllers;
+pub mod guardian;
 mod hubble;
 pub mod image;
 pub mod logs;

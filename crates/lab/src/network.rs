@@ -12,8 +12,10 @@
 //! with the same addresses live side by side.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener};
 use std::os::fd::AsFd as _;
+use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context as _, Result, bail};
@@ -40,6 +42,7 @@ pub struct Network {
     hub_links: Netlink,
     external_links: Netlink,
     ports: Mutex<Ports>,
+    cuts_file: PathBuf,
 }
 
 /// The bridge's ports and between which of them nothing gets through.
@@ -78,12 +81,32 @@ impl Network {
                 external_links.add_address(loopback, IpNet::from(address), NODAD)?;
             }
         }
-        let ports = Mutex::default();
-        let network = Self { hub, external, hub_links, external_links, ports };
+        let (ports, cuts_file) = (Mutex::default(), paths.cuts());
+        let network = Self { hub, external, hub_links, external_links, ports, cuts_file };
         network.plug("external", &network.external, &network.external_links, EXTERNAL)?;
         // The router knows the way to pods, which talk to the API server.
         default_routes(&network.hub_links)?;
         Ok(network)
+    }
+
+    /// Opens the network that an earlier supervisor has made.
+    pub fn open<'a>(paths: &Paths, nodes: impl Iterator<Item = &'a str>) -> Result<Self> {
+        let (hub, external) =
+            (Netns::open(&paths.netns("hub"))?, Netns::open(&paths.netns("external"))?);
+        let hub_links = Netlink::in_netns(&hub)?;
+        let external_links = Netlink::in_netns(&external)?;
+        let mut ports = Ports::default();
+        for name in nodes.chain(["external"]) {
+            let port = hub_links.link_by_name(name)?;
+            let links = Netlink::in_netns(&Netns::open(&paths.netns(name))?)?;
+            let uplink = links.link_by_name(UPLINK)?;
+            ports.by_name.insert(name.to_owned(), (port.index, uplink.mac));
+        }
+        // Without the file nothing has been cut.
+        let cuts = fs::read(paths.cuts()).ok();
+        ports.cuts = cuts.and_then(|c| serde_json::from_slice(&c).ok()).unwrap_or_default();
+        let (ports, cuts_file) = (Mutex::new(ports), paths.cuts());
+        Ok(Self { hub, external, hub_links, external_links, ports, cuts_file })
     }
 
     /// Joins a node to the underlay.
@@ -141,6 +164,8 @@ impl Network {
             false if !cuts.remove(&pair) => bail!("nothing is cut between {one} and {other}"),
             false => {}
         }
+        fs::write(&self.cuts_file, serde_json::to_vec(&cuts)?)
+            .with_context(|| format!("write {}", self.cuts_file.display()))?;
         for name in [one, other] {
             let peers = cuts.iter().filter_map(|(a, b)| match () {
                 () if a == name => by_name.get(b),

@@ -32,6 +32,10 @@ const LEASE_NAMESPACE: &str = "kube-node-lease";
 /// Registers the node as a kubelet does.
 pub fn register(cluster: &Cluster, spec: &Spec, node: NodeSpec) -> Result<()> {
     let name = node.name();
+    if cluster.find(NODES, "", &name).is_some() {
+        // From an earlier supervisor's time.
+        return Ok(());
+    }
     let addresses =
         node.addresses().map(|address| json!({"type": "InternalIP", "address": address}));
     let hostname = json!({"type": "Hostname", "address": name});
@@ -88,8 +92,10 @@ pub async fn report(node: Arc<Node>, _spec: NodeSpec, mut agent: watch::Receiver
         "metadata": {"name": node.name, "namespace": LEASE_NAMESPACE},
         "spec": {"holderIdentity": node.name, "leaseDurationSeconds": 40},
     });
-    if let Err(error) = node.cluster.create(LEASES, lease) {
-        warn!(node = node.name, "create lease: {error:#}");
+    if node.cluster.find(LEASES, LEASE_NAMESPACE, &node.name).is_none() {
+        if let Err(error) = node.cluster.create(LEASES, lease) {
+            warn!(node = node.name, "create lease: {error:#}");
+        }
     }
     let mut written: Option<bool> = None;
     let mut cleaned = false;

@@ -20,7 +20,7 @@ use anyhow::{Context as _, Result, bail};
 use kernel::cgroup::Cgroup;
 use kernel::netns::Netns;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use nix::sched::{CloneFlags, unshare};
+use nix::sched::{CloneFlags, setns, unshare};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::process::{Command, Process, SpawnError};
@@ -75,14 +75,46 @@ impl Place {
 
         bind_file(&inside.net, &paths.netns(name))?;
         bind_file(&inside.mnt, &paths.node_mntns(name))?;
+        bind_file(&inside.uts, &paths.node_utsns(name))?;
+        Self::of(paths, cgroups, name, work)
+    }
+
+    /// Opens a place that an earlier supervisor has made.
+    pub fn open(paths: &Paths, cgroups: &Cgroup, name: &str) -> Result<Self> {
+        let (work, mut inbox) = mpsc::unbounded_channel::<Work>();
+        let (ready, is_ready) = std::sync::mpsc::channel();
+        let paths_inside = paths.clone();
+        let name_inside = name.to_owned();
+        std::thread::Builder::new().name(format!("in-{name}")).spawn(move || {
+            let entered = enter(&paths_inside, &name_inside);
+            let failed = entered.is_err();
+            let _ = ready.send(entered);
+            while let (false, Some(work)) = (failed, inbox.blocking_recv()) {
+                work();
+            }
+        })?;
+        is_ready.recv().with_context(|| format!("the thread of {name} is gone"))??;
+        Self::of(paths, cgroups, name, work)
+    }
+
+    fn of(
+        paths: &Paths,
+        cgroups: &Cgroup,
+        name: &str,
+        work: mpsc::UnboundedSender<Work>,
+    ) -> Result<Self> {
+        let open = |path: &Path| {
+            File::open(path).map(OwnedFd::from).with_context(|| format!("open {}", path.display()))
+        };
+        let cgroup = cgroups.child(name)?;
         Ok(Self {
             name: name.to_owned(),
-            netns: Netns::open(&inside.net)?,
-            mntns: File::open(&inside.mnt)?.into(),
-            utsns: File::open(&inside.uts)?.into(),
-            cgroup: cgroups.child(name)?,
+            netns: Netns::open(&paths.netns(name))?,
+            mntns: open(&paths.node_mntns(name))?,
+            utsns: open(&paths.node_utsns(name))?,
+            paused: watch::Sender::new(cgroup.is_frozen()),
+            cgroup,
             work,
-            paused: watch::Sender::new(false),
             starting: RwLock::default(),
         })
     }
@@ -222,6 +254,25 @@ fn enter_new(paths: &Paths, name: &str) -> Result<Inside> {
     let file =
         |kind: &str| PathBuf::from(format!("/proc/{}/task/{tid}/ns/{kind}", std::process::id()));
     Ok(Inside { net: file("net"), mnt: file("mnt"), uts: file("uts") })
+}
+
+/// Moves the calling thread into the namespaces of a node that is there.
+fn enter(paths: &Paths, name: &str) -> Result<()> {
+    let spaces = [
+        (paths.netns(name), CloneFlags::CLONE_NEWNET),
+        (paths.node_utsns(name), CloneFlags::CLONE_NEWUTS),
+        (paths.node_mntns(name), CloneFlags::CLONE_NEWNS),
+    ];
+    // All of them first: the last one changes what the paths mean.
+    let open = |(path, kind): (PathBuf, CloneFlags)| {
+        let file = File::open(&path).with_context(|| format!("open {}", path.display()));
+        file.map(|file| (file, path, kind))
+    };
+    let files = spaces.into_iter().map(open).collect::<Result<Vec<_>>>()?;
+    unshare(CloneFlags::CLONE_FS).context("leave the other threads' root directory")?;
+    files.iter().try_for_each(|(file, path, kind)| {
+        setns(file, *kind).with_context(|| format!("enter {}", path.display()))
+    })
 }
 
 /// Lets programs of the node ask the lab's world for names, not the host's. A host without a

@@ -18,11 +18,14 @@ use std::io::{self, Read as _};
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::{SigSet, SigmaskHow, Signal};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+
+use crate::guardian::{self, Question};
 
 /// Where programs without a slash in their name are looked for.
 pub const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -90,7 +93,12 @@ pub enum SpawnError {
 pub struct Process {
     pid: i32,
     pidfd: AsyncFd<OwnedFd>,
+    /// Who knows how it has ended, if we are not its parent.
+    end: Option<Question>,
 }
+
+/// How long the guardian may take to say how a process has ended.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How a process ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -99,6 +107,8 @@ pub enum Exit {
     Code(i32),
     /// This signal ended it.
     Signal(i32),
+    /// Nobody has seen it end.
+    Unknown,
 }
 
 impl Exit {
@@ -107,6 +117,7 @@ impl Exit {
         match self {
             Self::Code(code) => code,
             Self::Signal(signal) => 128 + signal,
+            Self::Unknown => 128 + libc::SIGKILL,
         }
     }
 }
@@ -116,11 +127,26 @@ impl std::fmt::Display for Exit {
         match self {
             Self::Code(code) => write!(f, "exit code {code}"),
             Self::Signal(signal) => write!(f, "signal {signal}"),
+            Self::Unknown => write!(f, "unseen"),
         }
     }
 }
 
 impl Process {
+    /// Takes over a process that somebody else has started. `exits` is where the guardian says how it
+    /// has ended.
+    pub fn adopt(pid: i32, exits: &Path) -> io::Result<Self> {
+        // Before we look whether it lives: when it ends after that, the guardian answers.
+        let end = guardian::ask(exits, pid)?;
+        // SAFETY: plain system call without pointers.
+        let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
+        let fd =
+            i32::try_from(fd).ok().filter(|fd| *fd >= 0).ok_or_else(io::Error::last_os_error)?;
+        // SAFETY: the kernel has just made this descriptor for us, nobody else owns it.
+        let pidfd = unsafe { OwnedFd::from_raw_fd(fd) };
+        Ok(Self { pid, pidfd: watched(pidfd)?, end: Some(end) })
+    }
+
     /// The process id.
     pub fn pid(&self) -> i32 {
         self.pid
@@ -131,9 +157,13 @@ impl Process {
         loop {
             let mut ready = self.pidfd.readable().await?;
             let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG;
-            match waitid(Id::PIDFd(self.pidfd.get_ref().as_fd()), flags)? {
-                WaitStatus::Exited(_, code) => return Ok(Exit::Code(code)),
-                WaitStatus::Signaled(_, signal, _) => return Ok(Exit::Signal(signal as i32)),
+            match (waitid(Id::PIDFd(self.pidfd.get_ref().as_fd()), flags), &self.end) {
+                (Ok(WaitStatus::Exited(_, code)), _) => return Ok(Exit::Code(code)),
+                (Ok(WaitStatus::Signaled(_, signal, _)), _) => {
+                    return Ok(Exit::Signal(signal as i32));
+                }
+                (Err(nix::Error::ECHILD), Some(end)) => return Ok(told(end).await),
+                (Err(errno), _) => return Err(errno.into()),
                 _ => ready.clear_ready(),
             }
         }
@@ -159,6 +189,28 @@ impl Process {
     }
 }
 
+/// How a process has ended that was not our child.
+async fn told(end: &Question) -> Exit {
+    let deadline = Instant::now() + ANSWER_TIMEOUT;
+    loop {
+        if let Some(exit) = end.answer() {
+            return exit;
+        }
+        if Instant::now() > deadline {
+            return Exit::Unknown;
+        }
+        // The guardian is about to reap it, which nothing announces.
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+fn watched(pidfd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: an `OwnedFd` owns its descriptor, which is neither replaced nor closed while the
+    // `AsyncFd` has it.
+    let registered = unsafe { AsyncFd::register_with_interest(pidfd, Interest::READABLE) };
+    registered.map_err(Into::into)
+}
+
 /// A child started but not yet wrapped for the runtime.
 #[derive(Debug)]
 pub struct Spawned {
@@ -172,14 +224,9 @@ impl Command<'_> {
     /// Starts the program; needs a tokio runtime, which will see its end.
     pub fn spawn(&self) -> Result<Process, SpawnError> {
         let Spawned { pid, pidfd } = self.spawn_raw()?;
-        // SAFETY: an `OwnedFd` owns its descriptor, which is neither replaced nor closed while the
-        // `AsyncFd` has it.
-        let registered = unsafe { AsyncFd::register_with_interest(pidfd, Interest::READABLE) };
-        let pidfd = registered.map_err(|error| SpawnError::Step {
-            step: "watch the new process",
-            source: error.into(),
-        })?;
-        Ok(Process { pid, pidfd })
+        let step = "watch the new process";
+        let pidfd = watched(pidfd).map_err(|source| SpawnError::Step { step, source })?;
+        Ok(Process { pid, pidfd, end: None })
     }
 
     /// Starts the program, outside of any runtime.

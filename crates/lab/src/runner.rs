@@ -11,6 +11,7 @@ pub mod etc;
 pub mod payload;
 pub mod pod;
 pub mod probe;
+pub mod record;
 pub mod resources;
 pub mod rootfs;
 pub mod status;
@@ -145,6 +146,12 @@ impl Node {
 /// A value that several tasks look at for a moment.
 #[derive(Debug, Default)]
 pub struct Shared<T>(Mutex<T>);
+
+impl<T> From<T> for Shared<T> {
+    fn from(value: T) -> Self {
+        Self(Mutex::new(value))
+    }
+}
 
 impl<T> Shared<T> {
     /// Exclusive access; never held across an await.

@@ -2,8 +2,10 @@
 //!
 //! ```text
 //!   /run/cilium-lab/<name>/            private mount, gone after `down`
-//!     lock                             held by the supervisor as long as it lives
-//!     spec.json  state.json            what was asked for, what became of it
+//!     lock                             held by the guardian as long as it lives
+//!     spec.json                        what was asked for
+//!     up  api-port  api-server/        what a supervisor needs that takes over: the cluster's objects and the like
+//!     exits/                           how processes have ended that nobody was the parent of
 //!     kubeconfig                       for users: the API server, with an administrator's rights
 //!     kubeconfig-agent, -operator      for the programs: seen from the nodes, with their rights
 //!     control.sock                     status, exec
@@ -12,7 +14,7 @@
 //!     pods/<uid>/                      files, volumes and the like that a node keeps for a pod
 //!     nodes/<node>/run                 the node's /run (tmpfs)
 //!     nodes/<node>/bpf                 the node's /sys/fs/bpf (bpffs)
-//!     nodes/<node>/mnt                 the node's mount namespace, held open
+//!     nodes/<node>/mnt, uts            the node's mounts and host name, held open
 //!   /run/netns/cilium-lab-<name>-<x>   network namespaces of nodes, `hub` and `external`
 //!   <cgroup2>/cilium-lab/<name>/…      all processes of the lab
 //! ```
@@ -213,7 +215,7 @@ impl Paths {
         &self.dir
     }
 
-    /// Locked by the supervisor as long as it lives.
+    /// Locked by the guardian as long as it lives.
     pub fn lock(&self) -> PathBuf {
         self.dir.join("lock")
     }
@@ -246,6 +248,31 @@ impl Paths {
     /// Certificates of Hubble, and the relay's socket.
     pub fn hubble(&self) -> PathBuf {
         self.dir.join("hubble")
+    }
+
+    /// The API server's state.
+    pub fn api_state(&self) -> PathBuf {
+        self.dir.join("api-server")
+    }
+
+    /// The API server's port.
+    pub fn api_port(&self) -> PathBuf {
+        self.dir.join("api-port")
+    }
+
+    /// Is there when the lab has been up.
+    pub fn is_up(&self) -> PathBuf {
+        self.dir.join("up")
+    }
+
+    /// How processes have ended whose parent is dead, by their ids.
+    pub fn exits(&self) -> PathBuf {
+        self.dir.join("exits")
+    }
+
+    /// Between whom the wire is cut.
+    pub fn cuts(&self) -> PathBuf {
+        self.dir.join("cuts.json")
     }
 
     /// The supervisor's socket.
@@ -286,6 +313,11 @@ impl Paths {
     /// Holds the node's mount namespace.
     pub fn node_mntns(&self, node: &str) -> PathBuf {
         self.node(node).join("mnt")
+    }
+
+    /// Holds the node's host name.
+    pub fn node_utsns(&self, node: &str) -> PathBuf {
+        self.node(node).join("uts")
     }
 
     /// The agent's socket, seen from here.

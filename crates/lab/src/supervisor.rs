@@ -9,9 +9,10 @@
 //! ```
 //!
 //! It holds no state that matters: `down` works without it, and a node survives the death of any
-//! of its processes.
+//! of its processes. A supervisor that is started again takes over what the one before has left: the
+//! cluster's objects from the disk, programs and containers from their cgroups.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fs::{self, File, OpenOptions};
 use std::io::Write as _;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
@@ -21,7 +22,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, anyhow, bail};
+use anyhow::{Context as _, Result, bail};
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1::{ConfigMap, Pod};
 use kernel::cgroup::Cgroup;
@@ -44,7 +45,7 @@ use crate::network::Network;
 use crate::node;
 use crate::place::{CgroupDir, Place};
 use crate::process::{Command, PATH};
-use crate::program::keep_running;
+use crate::program::{keep_running, survivor};
 use crate::runner::{self, Node, PodChange, SourceChange, cni::Cni};
 use crate::scheduler;
 use crate::spec::{
@@ -69,7 +70,11 @@ const DNS_TIMEOUT: Duration = Duration::from_secs(10);
 pub fn run(spec: &Spec) -> Result<()> {
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    let mut launcher = Launcher(Some(std::io::stdout()));
+    let mut launcher = Launcher(match Paths::new(&spec.name).is_up().exists() {
+        // Nobody waits for a lab that has been up already.
+        true => None,
+        false => Some(std::io::stdout()),
+    });
     let result = runtime.block_on(supervise(spec, &mut launcher));
     if let Err(error) = &result {
         launcher.tell(&Answer::Failed(format!("{error:#}")));
@@ -77,13 +82,13 @@ pub fn run(spec: &Spec) -> Result<()> {
     result
 }
 
-/// The `cilium lab up` that waits for us, as long as it does.
+/// The `cilium lab up` that waits for us, if one does.
 struct Launcher(Option<std::io::Stdout>);
 
 impl Launcher {
-    /// Says whether somebody listens.
+    /// Says whether everybody has heard who listens.
     fn tell(&mut self, answer: &Answer) -> bool {
-        let Some(stdout) = &mut self.0 else { return false };
+        let Some(stdout) = &mut self.0 else { return true };
         let line = serde_json::to_string(answer).unwrap_or_default();
         writeln!(stdout, "{line}").and_then(|()| stdout.flush()).is_ok()
     }
@@ -145,20 +150,25 @@ impl Programs {
 
 async fn supervise(spec: &Spec, launcher: &mut Launcher) -> Result<()> {
     let paths = Paths::new(&spec.name);
-    let lock = OpenOptions::new().create(true).truncate(false).write(true).open(paths.lock())?;
-    let _lock = nix::fcntl::Flock::lock(lock, nix::fcntl::FlockArg::LockExclusiveNonblock)
-        .map_err(|(_, errno)| anyhow!("lock {}: {errno}", paths.lock().display()))?;
     let programs = Programs::find()?;
     fs::write(paths.spec(), serde_json::to_vec_pretty(spec)?)?;
 
     let mut tasks = JoinSet::new();
     let began = Instant::now();
     let cgroups = Cgroup::root()?.child(CGROUP)?.child(&spec.name)?;
-    let network = Arc::new(Network::create(&paths)?);
+    // Where an earlier supervisor has been at work, its work is gone on with.
+    let resumed = paths.is_up().exists();
+    let names: Vec<String> = spec.node_specs().map(NodeSpec::name).collect();
+    let network = Arc::new(match resumed {
+        true => Network::open(&paths, names.iter().map(String::as_str))?,
+        false => Network::create(&paths)?,
+    });
     let consoles = Arc::new(Consoles::default());
     let (api_server, port) = start_api_server(&paths, &network, consoles.clone()).await?;
     let cluster = Cluster::new(api_server.api());
-    seed(spec, &paths, &cluster)?;
+    if !resumed {
+        seed(spec, &paths, &cluster)?;
+    }
     write_kubeconfigs(&paths, &api_server, port)?;
     fs::write(paths.resolv_conf(), runner::etc::node_resolv_conf())?;
     told(launcher, format!("API server {}", api_url(&paths)?))?;
@@ -178,6 +188,7 @@ async fn supervise(spec: &Spec, launcher: &mut Launcher) -> Result<()> {
         consoles: &consoles,
         sources: &broadcast::Sender::new(runner::SOURCE_CHANGES_MAX),
         api_server: pods_api_server(spec, port),
+        resumed,
     };
     tasks.spawn(runner::follow_sources(cluster.clone(), parts.sources.clone()));
     let mut nodes = Vec::new();
@@ -201,16 +212,20 @@ async fn supervise(spec: &Spec, launcher: &mut Launcher) -> Result<()> {
     tasks.spawn(route_pods(cluster.clone(), network.clone()));
     tasks.spawn(materialise_config(cluster.clone(), paths.clone()));
 
-    let lab = Lab { spec: spec.clone(), paths, api_server, cluster, nodes, network, operator, relay };
+    let lab =
+        Lab { spec: spec.clone(), paths, api_server, cluster, nodes, network, operator, relay };
     let lab = Arc::new(lab);
     tasks.spawn(serve_control(lab.clone()));
 
-    wait_ready(&lab, launcher).await?;
-    if spec.dns {
-        wait_dns(dns_ready, launcher).await?;
+    if !resumed {
+        wait_ready(&lab, launcher).await?;
+        if spec.dns {
+            wait_dns(dns_ready, launcher).await?;
+        }
+        File::create(lab.paths.is_up()).context("note that the lab is up")?;
+        launcher.tell(&Answer::Done(Value::Null));
+        launcher.leave()?;
     }
-    launcher.tell(&Answer::Done(Value::Null));
-    launcher.leave()?;
     // None of these ends by itself; one that does has panicked, which the log should say.
     while let Some(ended) = tasks.join_next().await {
         warn!("a task of the lab has ended: {ended:?}");
@@ -284,9 +299,12 @@ async fn start_api_server(
     network: &Network,
     consoles: Arc<Consoles>,
 ) -> Result<(ApiServer, u16)> {
-    let local = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("listen on 127.0.0.1")?;
+    let known = fs::read_to_string(paths.api_port()).ok().and_then(|port| port.parse().ok());
+    let local = TcpListener::bind((Ipv4Addr::LOCALHOST, known.unwrap_or(0)))
+        .context("listen on 127.0.0.1")?;
     // The same port in both namespaces is not needed, but easier to read.
     let port = local.local_addr()?.port();
+    fs::write(paths.api_port(), port.to_string()).context("note the API server's port")?;
     let hub_v4 = network.listen_on_hub(HUB.0.into(), port)?;
     let hub_v6 = network.listen_on_hub(HUB.1.into(), port)?;
     let names = [
@@ -304,6 +322,7 @@ async fn start_api_server(
         server_names: names.into_iter().chain(addresses.map(|a| a.to_string())).collect(),
         advertised: vec![(HUB.0, port).into(), (HUB.1, port).into()],
         streams: Some(Arc::new(Streams { paths: paths.clone(), consoles })),
+        persistence: Some(paths.api_state()),
         ..apiserver::Config::default()
     })
     .await?;
@@ -446,7 +465,8 @@ fn start_operator(
     ];
     let network = network.clone();
     let (pid, running) = watch::channel(None);
-    tasks.spawn(keep_running("cilium-operator".to_owned(), pid, move || {
+    let left = survivor(paths, &cgroup, "operator");
+    tasks.spawn(keep_running("cilium-operator".to_owned(), pid, left, move || {
         let cgroup = CgroupDir::fresh(&cgroup, "operator")?;
         let command = Command {
             argv: argv.clone(),
@@ -482,7 +502,8 @@ fn start_relay(
     let argv = hubble::Files::of(paths).relay_argv(program, spec);
     let network = network.clone();
     let (pid, running) = watch::channel(None);
-    tasks.spawn(keep_running("hubble-relay".to_owned(), pid, move || {
+    let left = survivor(paths, &cgroup, "hubble-relay");
+    tasks.spawn(keep_running("hubble-relay".to_owned(), pid, left, move || {
         let cgroup = CgroupDir::fresh(&cgroup, "hubble-relay")?;
         let command = Command {
             argv: argv.clone(),
@@ -520,7 +541,8 @@ fn start_internet(
         let words = ["lab", "image"].into_iter().chain(args.split(' ')).map(str::to_owned);
         let argv: Vec<String> = [own].into_iter().chain(words).collect();
         let (log, cgroup, network) = (open_log(paths, name)?, cgroup.clone(), network.clone());
-        tasks.spawn(keep_running(name.to_owned(), watch::Sender::new(None), move || {
+        let left = survivor(paths, &cgroup, name);
+        tasks.spawn(keep_running(name.to_owned(), watch::Sender::new(None), left, move || {
             let cgroup = CgroupDir::fresh(&cgroup, name)?;
             let command = Command {
                 argv: argv.clone(),
@@ -552,13 +574,21 @@ struct Parts<'a> {
     consoles: &'a Arc<Consoles>,
     sources: &'a broadcast::Sender<SourceChange>,
     api_server: SocketAddr,
+    resumed: bool,
 }
 
 fn make_node(node_spec: NodeSpec, parts: &Parts<'_>) -> Result<Arc<Node>> {
     let Parts { paths, programs, .. } = *parts;
     let name = node_spec.name();
-    let place = Arc::new(Place::create(paths, parts.cgroups, &name)?);
-    parts.network.add_node(node_spec, &place.netns)?;
+    let place = match parts.resumed {
+        true => Place::open(paths, parts.cgroups, &name)?,
+        false => {
+            let place = Place::create(paths, parts.cgroups, &name)?;
+            parts.network.add_node(node_spec, &place.netns)?;
+            place
+        }
+    };
+    let place = Arc::new(place);
     node::register(parts.cluster, parts.spec, node_spec)?;
     let conf_dir = Path::new(CNI_CONFLIST).parent().and_then(|dir| dir.strip_prefix("/run").ok());
     let conf_dir =
@@ -570,6 +600,9 @@ fn make_node(node_spec: NodeSpec, parts: &Parts<'_>) -> Result<Arc<Node>> {
         programs.dir.clone(),
         open_log(paths, &format!("cni-{name}"))?,
     );
+    // Networks of pods that run: whoever cleans up must know of them.
+    let sandboxes = runner::record::Sandbox::of_node(paths, &name).into_iter();
+    let attachments: BTreeSet<String> = sandboxes.map(|sandbox| sandbox.container_id).collect();
     Ok(Arc::new(Node {
         addresses: node_spec.addresses().to_vec(),
         cluster: parts.cluster.clone(),
@@ -578,7 +611,7 @@ fn make_node(node_spec: NodeSpec, parts: &Parts<'_>) -> Result<Arc<Node>> {
         own_program: programs.own.display().to_string(),
         pods_cgroup: place.cgroup.child("pods")?,
         running: Default::default(),
-        attachments: Default::default(),
+        attachments: attachments.into(),
         ready: watch::Sender::new(false),
         cluster_dns: parts.cluster_dns.subscribe(),
         consoles: parts.consoles.clone(),
@@ -604,7 +637,8 @@ fn start_node(
     ];
     let (pid, agent) = watch::channel(None);
     let place = node.place.clone();
-    tasks.spawn(keep_running(format!("agent of {}", node.name), pid, move || {
+    let left = survivor(paths, &place.cgroup, "agent");
+    tasks.spawn(keep_running(format!("agent of {}", node.name), pid, left, move || {
         let cgroup = CgroupDir::fresh(&place.cgroup, "agent")?;
         let env = environment(&[
             ("K8S_NODE_NAME", place.name.as_str()),
@@ -702,6 +736,8 @@ async fn route_pods(cluster: Cluster, network: Arc<Network>) {
 // Control
 
 async fn serve_control(lab: Arc<Lab>) {
+    // That of an earlier supervisor.
+    let _ = fs::remove_file(lab.paths.control());
     let listener = match UnixListener::bind(lab.paths.control()) {
         Ok(listener) => listener,
         Err(error) => return warn!("listen on {}: {error}", lab.paths.control().display()),
@@ -821,9 +857,11 @@ fn status(lab: &Lab) -> Result<Status> {
         name: lab.spec.name.clone(),
         kubeconfig: lab.paths.kubeconfig(),
         api_server: api_url(&lab.paths)?,
-        hubble_relay: lab.relay.as_ref().filter(|pid| pid.borrow().is_some()).map(|_| {
-            format!("unix://{}", hubble::Files::of(&lab.paths).relay_socket().display())
-        }),
+        hubble_relay: lab
+            .relay
+            .as_ref()
+            .filter(|pid| pid.borrow().is_some())
+            .map(|_| format!("unix://{}", hubble::Files::of(&lab.paths).relay_socket().display())),
         hubble_ui: None,
         supervisor_pid: std::process::id(),
         operator_pid: *lab.operator.borrow(),

@@ -26,7 +26,7 @@ use super::probe::{self, Prober};
 use super::rootfs::{Bind, View};
 use super::status::{Container, State, Terminated};
 use super::volumes::Volumes;
-use super::{Node, SourceChange, environment};
+use super::{Node, SourceChange, environment, record};
 use crate::image::{self, Entrypoint};
 use crate::logs::{self, log_name};
 use crate::place::CgroupDir;
@@ -91,13 +91,18 @@ pub async fn run(
 ) -> Container {
     let mut container = first;
     let mut crashes = 0_usize;
+    let mut begin = match &container.state {
+        State::Running { .. } => Begin::Again,
+        State::Terminated(end) if !is_again(job, end.code) => return container,
+        _ => Begin::New,
+    };
     loop {
         let began = Instant::now();
         tokio::select! {
             () = job.sandbox.node.place.awake() => {}
-            _ = stop.wait_for(Option::is_some) => return container,
+            _ = stop.wait_for(Option::is_some), if begin == Begin::New => return container,
         }
-        match start(job).await {
+        match run_once(job, &mut container, begin, &report, &mut stop).await {
             Err(why) => {
                 container.state =
                     State::Waiting { reason: why.reason(crashes), message: why.to_string() };
@@ -106,46 +111,21 @@ pub async fn run(
                 // A container that cannot start is tried again as if it had crashed at once.
                 crashes = crashes.max(1);
             }
-            Ok((process, cgroup)) => {
-                let started_at = Time(Timestamp::now());
-                container.restarts += i32::from(container.id.is_some());
-                container.id = Some(new_id());
-                container.state = State::Running { started_at: started_at.clone() };
-                container.started = job.spec.startup_probe.is_none();
-                container.ready = container.started && job.spec.readiness_probe.is_none();
-                report(&container);
-                let run =
-                    Run { job, process: &process, cgroup: &cgroup, container: &mut container };
-                let exit = run.until_end(&report, &mut stop).await;
-                // Whatever the main process left behind ends with it.
-                job.sandbox.node.consoles.close(cgroup.group.path());
-                remove_cgroup(&cgroup.group).await;
-                let end = Terminated {
-                    code: exit.code(),
-                    signal: match exit {
-                        Exit::Signal(signal) => Some(signal),
-                        Exit::Code(_) => None,
-                    },
-                    started_at,
-                    finished_at: Time(Timestamp::now()),
-                    id: container.id.clone().unwrap_or_default(),
-                    message: last_words(job, exit),
-                };
-                let (after_success, after_failure) = job.restart;
-                let again = if exit.code() == 0 { after_success } else { after_failure };
+            Ok(end) => {
+                let again = is_again(job, end.code);
                 (container.ready, container.started) = (false, false);
                 container.state = State::Terminated(end.clone());
+                report(&container);
                 if !again || stop.borrow().is_some() {
-                    report(&container);
                     return container;
                 }
-                report(&container);
                 container.last = Some(end);
                 if began.elapsed() > RESTART_FORGET {
                     crashes = 0;
                 }
             }
         }
+        begin = Begin::New;
         let pause = RESTART_BACKOFF_S.get(crashes).copied().unwrap_or(RESTART_BACKOFF_MAX_S);
         crashes += 1;
         if pause > 0 {
@@ -181,6 +161,79 @@ pub async fn run(
             return container;
         }
     }
+}
+
+/// How a container gets its process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Begin {
+    /// It is started.
+    New,
+    /// It has been started before this runner began.
+    Again,
+}
+
+/// Whether a container that has ended like this is to be started again.
+fn is_again(job: &Job, code: i32) -> bool {
+    let (after_success, after_failure) = job.restart;
+    if code == 0 { after_success } else { after_failure }
+}
+
+/// One run of a container, from its start to its end.
+async fn run_once(
+    job: &Job,
+    container: &mut Container,
+    begin: Begin,
+    report: &(impl Fn(&Container) + Send),
+    stop: &mut Stop,
+) -> Result<Terminated, StartError> {
+    let running = match (begin, &container.state) {
+        (Begin::Again, State::Running { started_at }) => (adopt(job), started_at.clone()),
+        _ => {
+            let running = start(job).await?;
+            let started_at = Time(Timestamp::now());
+            container.restarts += i32::from(container.id.is_some());
+            container.id = Some(new_id());
+            container.state = State::Running { started_at: started_at.clone() };
+            container.started = job.spec.startup_probe.is_none();
+            container.ready = container.started && job.spec.readiness_probe.is_none();
+            report(container);
+            (Some(running), started_at)
+        }
+    };
+    let (running, started_at) = running;
+    let exit = match &running {
+        Some((process, cgroup)) => {
+            let run = Run { job, process, cgroup, container };
+            let exit = run.until_end(report, stop).await;
+            // Whatever the main process left behind ends with it.
+            job.sandbox.node.consoles.close(cgroup.group.path());
+            remove_cgroup(&cgroup.group).await;
+            exit
+        }
+        None => Exit::Unknown,
+    };
+    Ok(Terminated {
+        code: exit.code(),
+        signal: match exit {
+            Exit::Signal(signal) => Some(signal),
+            Exit::Code(_) | Exit::Unknown => None,
+        },
+        started_at,
+        finished_at: Time(Timestamp::now()),
+        id: container.id.clone().unwrap_or_default(),
+        message: last_words(job, exit),
+    })
+}
+
+/// Takes over the process of a container that an earlier runner has started; `None` if it has ended.
+fn adopt(job: &Job) -> Option<(Process, CgroupDir)> {
+    let sandbox = &job.sandbox;
+    let record::Run { pid } = record::Run::read(&sandbox.dir, &job.spec.name)?;
+    let process = Process::adopt(pid, &sandbox.node.paths.exits()).ok()?;
+    let cgroup = CgroupDir::create(&sandbox.cgroup, &job.spec.name).ok()?;
+    // Its id may be another's by now.
+    let pids = cgroup.group.processes().ok()?;
+    pids.contains(&u32::try_from(pid).ok()?).then_some((process, cgroup))
 }
 
 fn is_waiting_for(container: &Container, why: &str) -> bool {
@@ -285,6 +338,9 @@ async fn start(job: &Job) -> Result<(Process, CgroupDir), StartError> {
         console.connect(&mut command);
     }
     let process = node.place.spawn(&command)?;
+    record::Run { pid: process.pid() }
+        .write(&sandbox.dir, &spec.name)
+        .context("keep the container's process in mind")?;
     Ok((process, cgroup))
 }
 
@@ -317,6 +373,9 @@ fn message_file(job: &Job) -> PathBuf {
 
 /// What the container has said about its end.
 fn last_words(job: &Job, exit: Exit) -> String {
+    if exit == Exit::Unknown {
+        return "The container ended while nobody looked after its node.".to_owned();
+    }
     let mut message = Vec::new();
     // One that cannot be read has not been written.
     let _ = File::open(message_file(job))

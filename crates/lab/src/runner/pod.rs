@@ -27,9 +27,9 @@ use tracing::{info, warn};
 
 use super::cni::{self, Attachment};
 use super::container::{self, Job, Sandbox, Stop, new_id};
-use super::status::{Container, Seen, State, pod_status};
+use super::status::{Container, Seen, State, pod_status, restore};
 use super::volumes::Volumes;
-use super::{Node, Running, SourceChange};
+use super::{Node, Running, SourceChange, record};
 use crate::logs::{self, log_name};
 use crate::spec::NETNS_DIR;
 
@@ -75,6 +75,8 @@ pub struct Worker {
     namespace: String,
     name: String,
     volumes: Arc<Volumes>,
+    /// An earlier runner has begun with the pod.
+    restored: bool,
 }
 
 /// A network that was set up for a pod.
@@ -89,6 +91,9 @@ impl Worker {
     pub fn new(node: Arc<Node>, wanted: watch::Receiver<Wanted>) -> Self {
         let pod = wanted.borrow().pod.clone();
         let spec = pod.spec.clone().unwrap_or_default();
+        let uid = pod.metadata.uid.clone().unwrap_or_default();
+        let before = Some(()).filter(|()| node.paths.pod(&uid).exists() || is_finished(&pod));
+        let before = before.and_then(|()| restore(&pod, &node.addresses));
         let waiting = |reason: &'static str, count: usize| {
             let state = State::Waiting { reason, message: String::new() };
             vec![Container { state, ..Container::default() }; count]
@@ -96,20 +101,18 @@ impl Worker {
         let init_count = spec.init_containers.as_ref().map_or(0, Vec::len);
         let reason = if init_count == 0 { "ContainerCreating" } else { "PodInitializing" };
         Self {
-            seen: Seen {
+            restored: before.is_some(),
+            seen: before.unwrap_or_else(|| Seen {
                 start_time: Time(Timestamp::now()),
                 sandbox_ready: false,
                 addresses: Vec::new(),
                 host_addresses: node.addresses.clone(),
                 init_containers: waiting("PodInitializing", init_count),
                 containers: waiting(reason, spec.containers.len()),
-            },
+            }),
             written: pod.status.clone().unwrap_or_default(),
-            volumes: Arc::new(Volumes::new(
-                node.clone(),
-                pod.metadata.uid.as_deref().unwrap_or_default(),
-            )),
-            uid: pod.metadata.uid.clone().unwrap_or_default(),
+            volumes: Arc::new(Volumes::new(node.clone(), &uid)),
+            uid,
             namespace: pod.metadata.namespace.clone().unwrap_or_default(),
             name: pod.metadata.name.clone().unwrap_or_default(),
             node,
@@ -119,14 +122,19 @@ impl Worker {
 
     /// Runs the pod to its end.
     pub async fn run(mut self) {
-        // Those of an earlier pod of the same name.
-        self.remove_logs();
-        self.set_up_volumes().await;
-        let network = self.set_up().await;
-        if self.stop().is_none() {
-            self.run_containers(network.as_ref()).await;
+        let mut network = None;
+        if !(self.restored && is_finished(&self.pod())) {
+            if !self.restored {
+                // Those of an earlier pod of the same name.
+                self.remove_logs();
+            }
+            self.set_up_volumes().await;
+            network = self.set_up().await;
+            // What runs already is to be stopped as it should be.
+            if self.stop().is_none() || self.restored {
+                self.run_containers(network.as_ref()).await;
+            }
         }
-        let mut network = network;
         let finished = self.wanted.borrow().stop().is_none();
         if finished {
             // The containers have ended for good. The status stays until somebody deletes the pod,
@@ -222,6 +230,11 @@ impl Worker {
             self.seen.sandbox_ready = true;
             return None;
         }
+        if let Some(network) = self.restore_network().await {
+            self.seen.addresses = cni::addresses(&network.result);
+            self.seen.sandbox_ready = true;
+            return Some(network);
+        }
         for attempt in 0.. {
             // Also before the first attempt: the pod may have been deleted while it waited.
             if self.stop().is_some() {
@@ -252,23 +265,50 @@ impl Worker {
         None
     }
 
-    async fn try_set_up(&self) -> Result<Network> {
-        let id = new_id();
-        let path = PathBuf::from(NETNS_DIR).join(&id);
-        let attachment = Attachment {
-            container_id: id,
+    /// The network that an earlier runner has set up.
+    async fn restore_network(&self) -> Option<Network> {
+        let record::Sandbox { container_id, result, .. } =
+            record::Sandbox::read(&self.node.paths.pod(&self.uid))?;
+        let attachment = self.attachment(container_id);
+        let path = PathBuf::from(&attachment.netns);
+        let netns = self.node.place.run(move || Netns::open(&path)).await.ok()?.ok()?;
+        Some(Network { netns, attachment, result })
+    }
+
+    fn attachment(&self, container_id: String) -> Attachment {
+        let path = PathBuf::from(NETNS_DIR).join(&container_id);
+        Attachment {
+            container_id,
             netns: path.display().to_string(),
             pod_namespace: self.namespace.clone(),
             pod_name: self.name.clone(),
             pod_uid: self.uid.clone(),
-        };
-        let at = path.clone();
+        }
+    }
+
+    async fn try_set_up(&self) -> Result<Network> {
+        let attachment = self.attachment(new_id());
+        let at = PathBuf::from(&attachment.netns);
         let netns = self.node.place.run(move || new_pod_netns(&at)).await??;
         // Known before ADD begins, so that a garbage collection does not take it away.
         self.node.attachments.lock().insert(attachment.container_id.clone());
         let added = self.node.cni.add(&attachment).await;
         match added {
-            Ok(result) => Ok(Network { netns, attachment, result }),
+            Ok(result) => {
+                let record = record::Sandbox {
+                    node: self.node.name.clone(),
+                    container_id: attachment.container_id.clone(),
+                    result: result.clone(),
+                };
+                let network = Network { netns, attachment, result };
+                match record.write(&self.node.paths.pod(&self.uid)) {
+                    Ok(()) => Ok(network),
+                    Err(error) => {
+                        self.release(network).await;
+                        Err(error).context("keep the pod's network in mind")
+                    }
+                }
+            }
             Err(error) => {
                 // As the specification asks: whatever a failed ADD left is for DEL to release.
                 let network = Network { netns, attachment, result: Value::Null };
@@ -333,6 +373,10 @@ impl Worker {
         let policy = spec.restart_policy.as_deref().unwrap_or("Always");
         let init = spec.init_containers.clone().unwrap_or_default();
         for (index, container) in init.into_iter().enumerate() {
+            if self.seen.init_containers.get(index).is_some_and(ended_well) {
+                // In an earlier runner's time.
+                continue;
+            }
             let job = self.job(container, (false, policy != "Never"), &sandbox);
             let done = self.run_jobs(vec![(Slot::Init(index), job)]).await;
             let failed = !done || !self.seen.init_containers.get(index).is_some_and(ended_well);
@@ -399,6 +443,8 @@ impl Worker {
             });
         }
         drop(reports);
+        // What is wanted may have changed before we looked.
+        self.wanted.mark_changed();
         let mut stopping = None;
         let mut volume_changes = self.volume_changes();
         loop {
@@ -537,6 +583,11 @@ impl VolumeChanges {
 enum Slot {
     Init(usize),
     Main(usize),
+}
+
+fn is_finished(pod: &Pod) -> bool {
+    let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
+    matches!(phase, Some("Succeeded" | "Failed"))
 }
 
 fn ended_well(container: &Container) -> bool {

@@ -90,6 +90,78 @@ pub struct Seen {
     pub containers: Vec<Container>,
 }
 
+/// Reasons for which containers wait. One that has another reason is about to be looked at.
+const WAITING: [&str; 7] = [
+    "PodInitializing",
+    "CrashLoopBackOff",
+    "ErrImagePull",
+    "ImagePullBackOff",
+    "CreateContainerConfigError",
+    "CreateContainerError",
+    "RunContainerError",
+];
+
+/// What an earlier runner has seen, by the status that it has written.
+pub fn restore(pod: &Pod, host_addresses: &[IpAddr]) -> Option<Seen> {
+    let status = pod.status.as_ref()?;
+    let spec = pod.spec.as_ref()?;
+    let containers = |specs: &[k8s_openapi::api::core::v1::Container],
+                      known: &Option<Vec<ContainerStatus>>| {
+        let find = |name: &str| known.iter().flatten().find(|status| status.name == name);
+        specs.iter().map(|spec| find(&spec.name).map(restored).unwrap_or_default()).collect()
+    };
+    let init = spec.init_containers.as_deref().unwrap_or_default();
+    Some(Seen {
+        start_time: status.start_time.clone()?,
+        sandbox_ready: false,
+        addresses: Vec::new(),
+        host_addresses: host_addresses.to_vec(),
+        init_containers: containers(init, &status.init_container_statuses),
+        containers: containers(&spec.containers, &status.container_statuses),
+    })
+}
+
+fn restored(status: &ContainerStatus) -> Container {
+    let id = |text: &Option<String>| {
+        text.as_deref().and_then(|id| id.strip_prefix("lab://")).map(str::to_owned)
+    };
+    let ended = |end: &ContainerStateTerminated| {
+        let unseen = Time(k8s_openapi::jiff::Timestamp::UNIX_EPOCH);
+        Terminated {
+            code: end.exit_code,
+            signal: end.signal,
+            started_at: end.started_at.clone().unwrap_or_else(|| unseen.clone()),
+            finished_at: end.finished_at.clone().unwrap_or(unseen),
+            id: id(&end.container_id).unwrap_or_default(),
+            message: end.message.clone().unwrap_or_default(),
+        }
+    };
+    let state = status.state.clone().unwrap_or_default();
+    Container {
+        id: id(&status.container_id),
+        state: match (state.running, state.terminated, state.waiting) {
+            (Some(running), ..) => {
+                let began = running.started_at;
+                State::Running {
+                    started_at: began.unwrap_or_else(|| Time(k8s_openapi::jiff::Timestamp::now())),
+                }
+            }
+            (_, Some(end), _) => State::Terminated(ended(&end)),
+            (.., waiting) => {
+                let waiting = waiting.unwrap_or_default();
+                let reason = waiting.reason.unwrap_or_default();
+                let reason = WAITING.into_iter().find(|known| *known == reason);
+                let message = waiting.message.unwrap_or_default();
+                State::Waiting { reason: reason.unwrap_or("ContainerCreating"), message }
+            }
+        },
+        last: status.last_state.as_ref().and_then(|last| last.terminated.as_ref()).map(ended),
+        restarts: status.restart_count,
+        ready: status.ready,
+        started: status.started.unwrap_or_default(),
+    }
+}
+
 /// Computes a pod's status. Conditions keep their time of transition from `before`.
 pub fn pod_status(pod: &Pod, seen: &Seen, before: &PodStatus, now: &Time) -> PodStatus {
     let spec = pod.spec.clone().unwrap_or_default();
@@ -323,6 +395,29 @@ mod tests {
             ..waiting("CrashLoopBackOff")
         };
         check("Always", &[], &[crashing], ("Running", "False"));
+    }
+
+    #[test]
+    fn a_status_is_read_as_it_was_written() {
+        let crashed = Container {
+            last: Some(match ended(2).state {
+                State::Terminated(end) => end,
+                _ => unreachable!(),
+            }),
+            restarts: 3,
+            id: Some("c1".to_owned()),
+            ..waiting("CrashLoopBackOff")
+        };
+        let (init, containers) = ([ended(0)], [running(), crashed, waiting("ContainerCreating")]);
+        let named = |n: usize| serde_json::json!({"name": format!("c{n}"), "image": "i"});
+        let mut pod: Pod = serde_json::from_value(serde_json::json!({"spec": {
+            "initContainers": [named(0)], "containers": [named(0), named(1), named(2)]}}))
+        .unwrap();
+        pod.status = Some(status("Always", &init, &containers));
+        let seen = restore(&pod, &[]).unwrap();
+        assert_eq!(seen.containers, containers);
+        assert_eq!(seen.init_containers[0].state, init[0].state);
+        assert_eq!(seen.start_time, time(0));
     }
 
     #[test]

@@ -3,9 +3,6 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
-
 use crate::world::{Lab, can_run, pod, server, text, traces};
 
 #[test]
@@ -56,8 +53,9 @@ fn nothing_is_left_after_a_crash() {
     }
     let lab = Lab::up(2, &[], &[server("a", 1), server("b", 2)]);
     let name = lab.name.clone();
-    let supervisor = lab.status()["supervisor_pid"].as_i64().unwrap();
-    kill(Pid::from_raw(supervisor as i32), Signal::SIGKILL).unwrap();
+    // With the guardian, which would start another one.
+    let cgroups = kernel::cgroup::Cgroup::root().unwrap().path().join("cilium-lab").join(&name);
+    kernel::cgroup::Cgroup::at(cgroups.join("supervisor")).kill().unwrap();
     // It may take a moment to be gone.
     let mut words = String::new();
     lab.eventually("the supervisor is gone", Duration::from_secs(60), || {

@@ -22,5 +22,6 @@ mod policy_truth_table;
 mod probe;
 mod rights;
 mod streams;
+mod takeover;
 mod volumes;
 mod world;
