@@ -21,13 +21,11 @@ pub(crate) struct Cookies {
 }
 
 impl Cookies {
-    /// The cookie of a set, for one more entry. No rules have cookie 0.
-    pub(crate) fn acquire(&mut self, mut rules: Vec<Arc<RuleReference>>) -> u32 {
+    /// The cookie of a set, sorted, for one more entry. No rules have cookie 0.
+    pub(crate) fn acquire(&mut self, rules: Vec<Arc<RuleReference>>) -> u32 {
         if rules.is_empty() {
             return 0;
         }
-        rules.sort();
-        rules.dedup();
         let set: RuleSet = rules.into();
         if let Some(cookie) = self.by_set.get(&set) {
             if let Some((_, uses)) = self.by_cookie.get_mut(cookie) {

@@ -515,45 +515,40 @@ impl SubjectState {
         let active: BTreeSet<u32> =
             AGGREGATES.into_iter().filter(|class| side.is_active(*class)).collect();
         dirty.extend(active.symmetric_difference(&side.active));
-        let toggled: BTreeSet<u32> = active.symmetric_difference(&side.active).copied().collect();
         side.active = active;
-        let mut below: BTreeSet<u32> = BTreeSet::new();
+        // What changed under broad keys, for the keys that look to them.
+        let mut below: BTreeMap<u32, Vec<PortPrefix>> = BTreeMap::new();
         if dirty.remove(&ANY) {
-            let items_changed = self.write(direction, ANY, surroundings);
-            if items_changed || self.sides[direction].shape.pass {
-                below.insert(ANY);
-                dirty.extend(AGGREGATES);
-            }
+            below.insert(ANY, self.write(direction, ANY, surroundings));
+            dirty.extend(AGGREGATES);
         }
         for class in AGGREGATES {
-            if !dirty.remove(&class) {
-                continue;
-            }
-            let changed = self.write(direction, class, surroundings);
-            // Without a key of its own, an aggregate's identities look to the key of anybody. With
-            // passes they look at what is said there, whatever the entries.
-            if changed || toggled.contains(&class) || self.sides[direction].shape.pass {
-                below.insert(class);
+            if dirty.remove(&class) {
+                below.insert(class, self.write(direction, class, surroundings));
             }
         }
-        if !below.is_empty() {
-            let looking = self.sides[direction].keys.keys().copied();
-            let concerned =
-                looking.filter(|key| below.contains(&surroundings.selectors.aggregate(*key)));
-            dirty.extend(concerned.filter(|key| *key != ANY && !AGGREGATES.contains(key)));
+        let side = &self.sides[direction];
+        for key in side.keys.keys().filter(|key| **key != ANY && !AGGREGATES.contains(key)) {
+            let Some(changed) = below.get(&surroundings.selectors.aggregate(*key)) else {
+                continue;
+            };
+            // With passes a key looks at what is said under the broader ones, whatever the entries.
+            if side.shape.pass || side.speaks_of(*key, changed, surroundings.selectors) {
+                dirty.insert(*key);
+            }
         }
         for key in dirty {
             self.write(direction, key, surroundings);
         }
     }
 
-    /// Computes what is under a key, and puts it into the map. Tells whether anything changed.
+    /// Computes what is under a key, and puts it into the map. Gives the prefixes that changed.
     fn write(
         &mut self,
         direction: Direction,
         key: u32,
         surroundings: &mut Surroundings<'_>,
-    ) -> bool {
+    ) -> Vec<PortPrefix> {
         let drafts: Vec<Draft<Arc<RuleReference>>> =
             self.drafts(direction, key, surroundings.selectors).into_iter().map(named).collect();
         let peer = IdentityId(key);
@@ -565,21 +560,26 @@ impl SubjectState {
             .take_while(|(key, _)| (key.direction, key.peer) == (direction, peer))
             .map(|(key, entry)| (*key, *entry))
             .collect();
-        let mut changed = false;
-        for draft in drafts {
-            let cookie = surroundings.cookies.acquire(draft.rules);
+        let mut changed = Vec::new();
+        for mut draft in drafts {
+            draft.rules.sort();
+            draft.rules.dedup();
             let key = Key { direction, peer, ports: draft.ports };
-            let entry = Entry { verdict: draft.verdict, precedence: draft.precedence, cookie };
-            match old.remove(&key) {
-                Some(same) if same == entry => surroundings.cookies.release(cookie),
-                before => {
-                    changed = true;
-                    self.replace(key, before, Some(entry), surroundings.cookies);
-                }
+            let before = old.remove(&key);
+            let same = |before: Entry| {
+                (before.verdict, before.precedence) == (draft.verdict, draft.precedence)
+                    && surroundings.cookies.rules(before.cookie) == &draft.rules[..]
+            };
+            if before.is_some_and(same) {
+                continue;
             }
+            let cookie = surroundings.cookies.acquire(draft.rules);
+            let entry = Entry { verdict: draft.verdict, precedence: draft.precedence, cookie };
+            changed.push(draft.ports);
+            self.replace(key, before, Some(entry), surroundings.cookies);
         }
         for (key, entry) in old {
-            changed = true;
+            changed.push(key.ports);
             self.replace(key, Some(entry), None, surroundings.cookies);
         }
         changed
@@ -715,6 +715,14 @@ impl Side {
     fn is_active(&self, class: u32) -> bool {
         !self.shape.pass
             && (self.keys.contains_key(&class) || self.single.get(&class).is_some_and(|n| *n > 0))
+    }
+
+    /// Whether anything is said under a key of what is in one of these prefixes, or around it.
+    fn speaks_of(&self, key: u32, prefixes: &[PortPrefix], selectors: &Selectors) -> bool {
+        let items = self.items(key, selectors);
+        let touches =
+            |one: PortPrefix| prefixes.iter().any(|other| one.covers(*other) || other.covers(one));
+        items.iter().any(|item| touches(item.ports))
     }
 
     /// What is said under a key.
