@@ -19,6 +19,7 @@ mod bpf;
 mod connectivity;
 mod conntrack;
 mod health;
+mod hubble;
 mod list;
 mod monitor;
 mod nodes;
@@ -56,6 +57,11 @@ pub fn main() -> ExitCode {
 /// Runs the program `cilium-health`.
 pub fn health_main() -> ExitCode {
     exit(health::run(&HealthCli::parse().command))
+}
+
+/// Runs the program `hubble`.
+pub fn hubble_main() -> ExitCode {
+    hubble::main()
 }
 
 fn exit(outcome: anyhow::Result<Outcome>) -> ExitCode {

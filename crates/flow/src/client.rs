@@ -35,6 +35,16 @@ pub enum Target {
     },
 }
 
+impl std::fmt::Display for Target {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Unix(path) => write!(f, "unix://{}", path.display()),
+            Self::Tcp(address) => f.write_str(address),
+            Self::Tls { address, .. } => write!(f, "tls://{address}"),
+        }
+    }
+}
+
 /// The text names no server.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is no server; write host:port, tls://host:port or unix:///path")]

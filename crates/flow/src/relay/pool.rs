@@ -106,7 +106,7 @@ impl Follower {
             match self.follow(service).await {
                 Ok(()) => pause = RETRY_MIN,
                 Err(error) => {
-                    tracing::warn!(peer_service = ?service, error, "Cannot follow the list of nodes");
+                    tracing::warn!(peer_service = %service, error, "Cannot follow the list of nodes");
                     tokio::time::sleep(pause).await;
                     pause = (pause * 2).min(self.options.retry_max);
                 }
