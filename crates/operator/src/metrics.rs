@@ -46,6 +46,12 @@ pub static IPAM_NODES: Family = Family {
     kind: "gauge",
     help: "Nodes that are given pod CIDRs: in total, and those that lack one",
 };
+/// Without labels.
+pub static UNMANAGED_PODS: Family = Family {
+    name: "unmanaged_pods",
+    kind: "gauge",
+    help: "Running pods of pod-restart-selector that Cilium does not manage",
+};
 /// `{status,group_name}`
 static CONTROLLERS_GROUP_RUNS: Family = Family {
     name: "controllers_group_runs_total",
@@ -54,12 +60,13 @@ static CONTROLLERS_GROUP_RUNS: Family = Family {
 };
 
 /// All of them, in the order in which they are shown.
-static FAMILIES: [&Family; 5] = [
+static FAMILIES: [&Family; 6] = [
     &CONTROLLERS_GROUP_RUNS,
     &IDENTITY_GC_ENTRIES,
     &IDENTITY_GC_LATENCY,
     &IDENTITY_GC_RUNS,
     &IPAM_NODES,
+    &UNMANAGED_PODS,
 ];
 
 /// Labels of a metric, by name.

@@ -261,6 +261,10 @@ options! {
         "How often CiliumEndpoints whose pod is gone or has ended are deleted; 0 never.";
     OPERATOR "nodes-gc-interval" nodes_gc_interval: Duration = "5m",
         "How often CiliumNodes whose Node is gone are looked for; deleted when found twice. 0 never.";
+    OPERATOR "unmanaged-pod-watcher-interval" unmanaged_pod_watcher_interval: u32 = "15",
+        "Seconds between two looks for running pods that Cilium does not manage; 0 never.";
+    OPERATOR "pod-restart-selector" pod_restart_selector: String = "k8s-app=kube-dns",
+        "Labels of pods that are deleted when Cilium does not manage them; empty is all pods.";
     OPERATOR "remove-cilium-node-taints" remove_cilium_node_taints: bool = "true",
         "Remove the taint agent-not-ready-taint-key from nodes whose agent is ready.";
     OPERATOR "set-cilium-is-up-condition" set_cilium_is_up_condition: bool = "true",

@@ -5,13 +5,14 @@
 //! ```
 //!
 //! Agents clean up behind themselves; what is collected here was left by agents and nodes that died. One
-//! file per kind: [`identity`], [`endpoint`], [`node`]. Each deletes with preconditions, so that an
+//! file per kind: [`identity`], [`endpoint`], [`node`], and [`unmanaged`] pods. Each deletes with preconditions, so that an
 //! object which was made anew, or was taken into use meanwhile, stays.
 
 pub mod endpoint;
 pub mod identity;
 pub mod node;
 pub mod pace;
+pub mod unmanaged;
 
 use std::future::Future;
 use std::time::Duration;
