@@ -22,7 +22,7 @@ pub(crate) use peer::{PeerArguments, command as peer};
 pub(crate) use plugin::act_as_plugin;
 
 /// What can be measured, in the order of a full run.
-const NAMES: [&str; 6] = ["datapath", "load", "pod", "cni", "memory", "lab"];
+const NAMES: [&str; 7] = ["datapath", "load", "agent-policy", "pod", "cni", "memory", "lab"];
 
 /// Repetitions of every variant. `XTASK_BENCH_REPETITIONS` changes it for a quick look.
 fn repetitions() -> usize {
@@ -32,7 +32,7 @@ fn repetitions() -> usize {
 /// What to measure, and how.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
-    /// One of datapath, load, pod, cni, memory, lab; without a name all of them.
+    /// One of datapath, load, agent-policy, pod, cni, memory, lab; without a name all of them.
     name: Option<String>,
     /// Measure the release build that is there, and build nothing.
     #[arg(long)]
@@ -64,6 +64,7 @@ pub(crate) fn bench(root: &Root, arguments: &Arguments) -> anyhow::Result<()> {
             // These need the kernel crate, so they are programs of that crate.
             "datapath" => example(root, "bench_datapath"),
             "load" => load(root),
+            "agent-policy" => agent_policy(root),
             "pod" => pods::bench(root),
             "cni" => plugin::bench(root),
             "memory" => cluster::memory(root),
@@ -98,11 +99,7 @@ fn load(root: &Root) -> anyhow::Result<()> {
             .args(["run", "--release", "--package", "kernel", "--example", "bench_load", "--"])
             .arg(repetitions().to_string()),
     )?;
-    for line in text.lines().filter_map(|line| line.strip_prefix("BENCH ")) {
-        let words: Vec<&str> = line.split('|').collect();
-        let [metric, variant, value] = words[..] else { bail!("cannot understand {line:?}") };
-        report.add(metric, variant, value.parse()?);
-    }
+    report.add_lines(&text)?;
     report.limits.push(Limit {
         metric: "all programs and maps, ms",
         variant: "first start, maps are made",
@@ -110,6 +107,34 @@ fn load(root: &Root) -> anyhow::Result<()> {
         at_most: Some(300.0),
         at_least: None,
     });
+    report.finish(root)
+}
+
+/// `agent-policy`: one agent's policy in a large cluster, each time in a process of its own.
+fn agent_policy(root: &Root) -> anyhow::Result<()> {
+    let mut report = Report::new(
+        "agent-policy",
+        "The agent's tables, controllers and reconcilers with the kernel's maps, without an API server: \
+         1,000 nodes, 30,000 pods, 6,000 identities, 30,000 policies; 30 local pods, each selected by 120 \
+         policies; 20 changes per second, half of them of what local pods enforce. See \
+         `crates/agent/examples/bench_agent_policy.rs`.",
+    );
+    for _ in 0..repetitions().div_ceil(3) {
+        let arguments =
+            ["run", "--release", "--package", "agent", "--example", "bench_agent_policy"];
+        report.add_lines(&output(shell::cargo(root).args(arguments))?)?;
+    }
+    let limit = |metric, variant, at_most| Limit {
+        metric,
+        variant,
+        against: &[],
+        at_most: Some(at_most),
+        at_least: None,
+    };
+    report.limits.push(limit("change to enforced within, ms", "half of all", 5.0));
+    report.limits.push(limit("change to enforced within, ms", "99 of 100", 100.0));
+    report.limits.push(limit("start to enforced, ms", "all", 10_000.0));
+    report.limits.push(limit("resident memory, MiB", "after all changes", 250.0));
     report.finish(root)
 }
 
@@ -151,6 +176,16 @@ impl Report {
     fn add(&mut self, metric: &str, variant: &str, value: f64) {
         let variants = self.metrics.entry(metric.to_owned()).or_default();
         variants.entry(variant.to_owned()).or_default().push(value);
+    }
+
+    /// Adds the lines `BENCH <metric>|<variant>|<value>` of a program's output.
+    fn add_lines(&mut self, text: &str) -> anyhow::Result<()> {
+        for line in text.lines().filter_map(|line| line.strip_prefix("BENCH ")) {
+            let words: Vec<&str> = line.split('|').collect();
+            let [metric, variant, value] = words[..] else { bail!("cannot understand {line:?}") };
+            self.add(metric, variant, value.parse()?);
+        }
+        Ok(())
     }
 
     fn median(&self, metric: &str, variant: &str) -> Option<f64> {
