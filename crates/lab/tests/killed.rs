@@ -18,7 +18,7 @@ use lab::apiserver::ApiServer;
 use serde_json::json;
 
 /// Long enough for anything that should happen at all.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(90);
 
 /// Where the server keeps its state, and where it listens.
 const DIRECTORY: &str = "LAB_TEST_DIRECTORY";

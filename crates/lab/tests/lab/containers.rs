@@ -27,7 +27,7 @@ fn other_probes_wait_for_the_startup_probe() {
         return;
     }
     let lab = Lab::up(1, &[], &[]);
-    let probe = |command: &str, threshold: i32| json!({"exec": {"command": ["sh", "-c", command]}, "periodSeconds": 1, "failureThreshold": threshold});
+    let probe = |command: &str, threshold: i32| json!({"exec": {"command": ["sh", "-c", command]}, "periodSeconds": 1, "timeoutSeconds": 30, "failureThreshold": threshold});
     let slow = json!({
         "startupProbe": probe("test -e /v/started", 600),
         // Would end the container at once.
@@ -40,7 +40,7 @@ fn other_probes_wait_for_the_startup_probe() {
     let never = json!({"startupProbe": probe("false", 2)});
     let never = with_container("never", "Always", "sleep 1000", never);
     lab.apply(&[slow, never]);
-    lab.eventually("the slow one runs", Duration::from_secs(30), || {
+    lab.eventually("the slow one runs", Duration::from_secs(90), || {
         status(&lab, "slow")["state"]["running"].is_object()
     });
     lab.eventually("one that never starts is started again", Duration::from_secs(60), || {
@@ -75,7 +75,7 @@ fn containers_have_last_words() {
         ("logged", "Failed", json!("oh\nno\n")),
         ("well", "Succeeded", Value::Null),
     ] {
-        lab.eventually(&format!("{pod} has ended"), Duration::from_secs(30), || {
+        lab.eventually(&format!("{pod} has ended"), Duration::from_secs(90), || {
             lab.pod(pod)["status"]["phase"] == phase
         });
         let end = status(&lab, pod)["state"]["terminated"].clone();

@@ -81,7 +81,7 @@ fn pods_have_the_status_that_a_kubelet_gives() {
     });
     assert!(lab.kubectl(&["describe", "pod", "no-image"]).contains("agnhost"));
 
-    assert_eq!(phase("unready"), "Running");
+    reaches("unready", "Running");
     assert_eq!(container(&lab.pod("unready"))["ready"], false);
     let file = format!("/tmp/{}-ready", lab.name);
     std::fs::write(&file, "").unwrap();

@@ -152,12 +152,12 @@ fn volumes_follow_their_objects() {
     lab.apply(&[follower, waits_for_key]);
     // Without its ConfigMap the pod waits, and says for what.
     let missing = "MountVolume.SetUp failed for volume \"map\" : configmap \"settings\" not found";
-    lab.eventually("the missing ConfigMap is told", Duration::from_secs(30), || {
+    lab.eventually("the missing ConfigMap is told", Duration::from_secs(90), || {
         events(&lab, "follower", "FailedMount").contains(missing)
     });
     let state = |pod: &str| lab.pod(pod)["status"]["containerStatuses"][0]["state"].clone();
     assert_eq!(state("follower")["waiting"]["reason"], "ContainerCreating");
-    lab.eventually("the variable's ConfigMap is missing", Duration::from_secs(30), || {
+    lab.eventually("the variable's ConfigMap is missing", Duration::from_secs(90), || {
         state("env")["waiting"]["reason"] == "CreateContainerConfigError"
     });
     lab.apply(&[config_map("settings", json!({"a": "1", "gone": "x"}))]);
@@ -176,7 +176,7 @@ fn volumes_follow_their_objects() {
         r#"{"data":{"a":"2","gone":null}}"#,
     ]);
     lab.kubectl(&["label", "pod", "follower", "side=empire"]);
-    lab.eventually("the files have changed", Duration::from_secs(30), || {
+    lab.eventually("the files have changed", Duration::from_secs(90), || {
         sh("ls /v/map; cat /v/map/a") == "a\n2"
             && sh("cat /v/self/labels").contains("side=\"empire\"")
     });
@@ -195,7 +195,7 @@ fn what_cannot_be_mounted_is_said() {
     outside["spec"]["containers"][0]["env"] = json!([{"name": "WHERE", "value": "a/../../b"}]);
     lab.apply(&[with_volumes("nfs", nfs), with_volumes("socket", socket), outside]);
     let told = |pod: &str, reason: &str, words: &str| {
-        lab.eventually(&format!("{pod}: {words}"), Duration::from_secs(30), || {
+        lab.eventually(&format!("{pod}: {words}"), Duration::from_secs(90), || {
             events(&lab, pod, reason).contains(words)
         });
     };

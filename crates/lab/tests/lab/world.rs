@@ -380,7 +380,7 @@ pub fn server(name: &str, node: u32) -> Value {
 /// Asks a netexec for something over HTTP.
 pub fn curl(address: IpAddr, path: &str) -> Vec<String> {
     let url = format!("http://{}/{path}", SocketAddr::new(address, 8080));
-    ["curl", "-sS", "--max-time", "20", &url].map(str::to_owned).to_vec()
+    ["curl", "-sS", "--max-time", "10", &url].map(str::to_owned).to_vec()
 }
 
 /// The traces that labs of this name leave on the machine.
