@@ -156,6 +156,11 @@ impl MapState {
         peer: IdentityId,
         ports: PortPrefix,
     ) -> Option<(Key, Entry)> {
+        let first = Key { direction, peer, ports: PortPrefix::ALL };
+        let (nearest, _) = self.entries.range(first..).next()?;
+        if (nearest.direction, nearest.peer) != (direction, peer) {
+            return None;
+        }
         let lengths = (8..=ports.length()).rev().chain([0]);
         let mut keys =
             lengths.map(|length| Key { direction, peer, ports: ports.truncated(length) });
