@@ -3,9 +3,11 @@
 //! Method: `BPF_PROG_TEST_RUN` of a wrapper that restores packet, mark and tunnel key before each
 //! iteration and tail-calls the program; what the same wrapper costs around an empty program,
 //! measured in the same round, is subtracted. Hot caches, one CPU, TCP without payload, 20,000
-//! addresses in the ipcache, events compiled in and nobody listening. Every round goes through all
-//! paths; median, least and most of the rounds are shown. A figure is the program's own cost: no
-//! allocation of a packet, no redirect carried out, no driver.
+//! addresses in the ipcache, events compiled in and nobody listening. "established" flows have
+//! completed their handshake; "new" packets have another source port each, 50,000 of them against
+//! empty tables; "rules" are entries of each end's policy. Every round goes through all paths;
+//! median, least and most of the rounds are shown. A figure is the program's own cost: no allocation
+//! of a packet, no redirect carried out, no driver.
 
 #[path = "../tests/kernel/fixture.rs"]
 #[expect(dead_code, reason = "tests use more of it")]
@@ -16,7 +18,21 @@ mod harness;
 
 use std::{fs, net::IpAddr, path::Path};
 
-use abi::{AddressKey, config::AGGREGATION_MEDIUM, ipcache::RemoteEndpointInfo, names};
+use abi::{
+    AddressKey,
+    address::FAMILY_V4,
+    config::AGGREGATION_MEDIUM,
+    conntrack::{FLOW_F_AWAITS, FLOW_F_REPLIED, Flow, FlowKeyV4, FlowKeyV6},
+    endpoint::{ENDPOINT_F_ENFORCE_EGRESS, ENDPOINT_F_ENFORCE_INGRESS, ENDPOINT_F_HOST},
+    event::HookId,
+    ipcache::RemoteEndpointInfo,
+    names,
+    policy::{
+        POLICY_EGRESS, POLICY_INGRESS, POLICY_PREFIX_BITS_MAX, POLICY_PREFIX_SHIFT,
+        PRECEDENCE_ALLOW, PolicyEntry, PolicyKey, PolicySlot, precedence,
+    },
+};
+use datapath::flow::FlowKey;
 use datapath::host::{
     Frame,
     example::{self, Both},
@@ -24,9 +40,10 @@ use datapath::host::{
 };
 use kernel::{
     datapath::{Datapath, LoadOptions, MapSizes},
-    map::Map as _,
+    map::{BpfMap, Map as _, Plain},
 };
 use serde_json::json;
+use zerocopy::FromBytes as _;
 
 use crate::{
     fixture::{BPFFS, on_node},
@@ -34,6 +51,8 @@ use crate::{
 };
 
 const ITERATIONS: u32 = 200_000;
+/// Iterations with a new flow each: fewer than the table of unproven flows holds.
+const NEW_FLOWS: u32 = 50_000;
 const SHOT: u32 = 2;
 
 fn main() {
@@ -76,6 +95,18 @@ struct Way {
     is_native: bool,
     /// What it must reach, in nanoseconds.
     at_most: Option<f64>,
+    /// Entries of both ends' policies; `None` where no policy selects them.
+    rules: Option<u32>,
+    flow: FlowState,
+}
+
+/// What the packets of a way are to their flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum FlowState {
+    Established,
+    New,
+    /// The policy has no entry for them.
+    Denied,
 }
 
 fn paths() -> Vec<Way> {
@@ -94,7 +125,8 @@ fn paths() -> Vec<Way> {
                 frame.mark = abi::mark::with_identity(abi::mark::IDENTITY, 20_003);
             }
             let at_most = Some(at_most[usize::from(is_v6)]).filter(|limit| *limit > 0.0);
-            paths.push(Way { program, what, family, frame, is_native, at_most });
+            let (rules, flow) = (None, FlowState::Established);
+            paths.push(Way { program, what, family, frame, is_native, at_most, rules, flow });
         };
         let free = [0.0; 2];
         // Half of what Cilium's programs need for the same, with policy and conntrack: those must
@@ -129,8 +161,192 @@ fn paths() -> Vec<Way> {
         let from_host = |to| tcp(example::NODE_1, to);
         add(names::FROM_HOST, "to a local pod", from_host(example::POD_B.address), false, free);
         add(names::FROM_HOST, "to a pod, VXLAN", from_host(example::POD_C), false, free);
+        policy_paths(&mut paths, is_v6);
     }
     paths
+}
+
+/// What conntrack and policy cost, beside what Cilium's programs need: at most six tenths of it.
+fn policy_paths(paths: &mut Vec<Way>, is_v6: bool) {
+    let tcp = |from: Both, to: Both, flags| {
+        packets::tcp((from.of(is_v6), 40_000), (to.of(is_v6), 80), flags)
+    };
+    let a = example::POD_A.address;
+    let b = example::POD_B.address;
+    let (new, deny) = if is_v6 { (2_538.0, 314.0) } else { (2_253.0, 281.0) };
+    let established = if is_v6 { 811.0 } else { 753.0 };
+    let ingress = if is_v6 { 663.0 } else { 590.0 };
+    use FlowState::{Denied, Established, New};
+    for (what, program, bytes, rules, flow, cilium) in [
+        (
+            "established, local pod, 10 rules",
+            names::FROM_CONTAINER,
+            tcp(a, b, 16),
+            Some(10),
+            Established,
+            established,
+        ),
+        (
+            "established, local pod, 1,000 rules",
+            names::FROM_CONTAINER,
+            tcp(a, b, 16),
+            Some(1_000),
+            Established,
+            established,
+        ),
+        (
+            "established, local pod, 16,000 rules",
+            names::FROM_CONTAINER,
+            tcp(a, b, 16),
+            Some(16_000),
+            Established,
+            established,
+        ),
+        (
+            "established, from the tunnel, 10 rules",
+            names::FROM_OVERLAY,
+            tcp(example::POD_C, b, 16),
+            Some(10),
+            Established,
+            ingress,
+        ),
+        ("new, local pod", names::FROM_CONTAINER, tcp(a, b, 2), None, New, new),
+        ("new, local pod, 10 rules", names::FROM_CONTAINER, tcp(a, b, 2), Some(10), New, new),
+        (
+            "new, local pod, 16,000 rules",
+            names::FROM_CONTAINER,
+            tcp(a, b, 2),
+            Some(16_000),
+            New,
+            new,
+        ),
+        ("10 rules, dropped", names::FROM_CONTAINER, tcp(a, b, 2), Some(10), Denied, deny),
+        ("16,000 rules, dropped", names::FROM_CONTAINER, tcp(a, b, 2), Some(16_000), Denied, deny),
+    ] {
+        let mut frame = Frame::new(bytes, example::POD_A.ifindex);
+        frame.vni = (program == names::FROM_OVERLAY).then_some(example::POD_C_IDENTITY);
+        let family = if is_v6 { "IPv6" } else { "IPv4" };
+        let at_most = Some(0.6 * cilium);
+        paths.push(Way { program, what, family, frame, is_native: false, at_most, rules, flow });
+    }
+}
+
+/// Slot of the policy with this many entries.
+fn slot(rules: u32) -> u32 {
+    rules / 10 + 1
+}
+
+/// Entries that allow other peers and ports, and if `allows` what the packets here need.
+fn policy(rules: u32, allows: bool) -> Vec<(PolicyKey, PolicyEntry)> {
+    let entry = PolicyEntry {
+        bits: 24 << POLICY_PREFIX_SHIFT,
+        precedence: precedence(0, PRECEDENCE_ALLOW),
+        ..PolicyEntry::default()
+    };
+    let key = |identity, direction, port: u16| PolicyKey {
+        prefix_len: POLICY_PREFIX_BITS_MAX,
+        slot: slot(rules) + u32::from(!allows),
+        identity,
+        direction,
+        protocol: packets::TCP,
+        dport: port.to_be_bytes(),
+    };
+    let peers = [example::POD_A.identity, example::POD_B.identity, example::POD_C_IDENTITY];
+    let needed = peers.into_iter().flat_map(|peer| {
+        [POLICY_INGRESS, POLICY_EGRESS].map(|direction| (key(peer, direction, 80), entry))
+    });
+    let other =
+        (0..rules).map(|i| (key(1_000 + i, (i & 1) as u8, 1_000 + (i % 100) as u16), entry));
+    needed.filter(|_| allows).chain(other).collect()
+}
+
+/// Both ends' rows with or without a policy, and the flows as `way` wants them.
+fn prepare(datapath: &Datapath, way: &Way) {
+    let maps = &datapath.maps;
+    let mut node = harness::node(example::config());
+    let flags = ENDPOINT_F_ENFORCE_INGRESS | ENDPOINT_F_ENFORCE_EGRESS;
+    if let Some(rules) = way.rules {
+        let policy_slot = slot(rules) + u32::from(way.flow == FlowState::Denied);
+        node.revisions.insert(policy_slot, policy_slot);
+        node.policy = policy(rules, true).into_iter().collect();
+        for device in node.devices.values_mut() {
+            (device.flags, device.policy_slot) = (flags, policy_slot);
+        }
+        for endpoint in node.endpoints.values_mut().filter(|e| e.flags & ENDPOINT_F_HOST == 0) {
+            (endpoint.flags, endpoint.policy_slot) = (flags, policy_slot);
+        }
+        let row = PolicySlot { revision: policy_slot };
+        maps.policy_revisions.update(&policy_slot, &row).expect("a revision");
+    }
+    for (ifindex, device) in &node.devices {
+        maps.lxc_devices.update(ifindex, device).expect("a device");
+    }
+    for (key, endpoint) in &node.endpoints {
+        maps.lxc.update(key, endpoint).expect("an endpoint");
+    }
+    forget(&maps.ct4_unassured);
+    forget(&maps.ct6_unassured);
+    forget(&maps.ct4_assured);
+    forget(&maps.ct6_assured);
+    if way.flow == FlowState::Established && is_between_pods(way) {
+        establish(datapath, &node, way);
+    }
+}
+
+/// Whether the way's packets are of a TCP flow that the programs track.
+fn is_between_pods(way: &Way) -> bool {
+    way.rules.is_some() || way.what.starts_with("to a")
+}
+
+/// Shakes hands on the host build, and carries the flow over.
+fn establish(datapath: &Datapath, node: &datapath::host::Node, way: &Way) {
+    let is_v6 = way.family == "IPv6";
+    let l4 = if is_v6 { 54 } else { 34 };
+    node.now.set(abi::conntrack::ticks(harness::monotonic_ns()));
+    let flagged = |flags: u8, sequence, acknowledgement| {
+        let mut frame = way.frame.clone();
+        frame.bytes[l4 + 13] = flags;
+        frame.bytes = packets::with_numbers(frame.bytes, sequence, acknowledgement);
+        frame
+    };
+    let hook = if way.program == names::FROM_OVERLAY {
+        HookId::FromOverlay
+    } else if way.program == names::FROM_NETDEV {
+        HookId::FromNetdev
+    } else {
+        HookId::FromContainer
+    };
+    datapath::host::run(hook, &mut flagged(2, 0, 0), node);
+    // The answer, by whichever hook sees it: the flow is that of the first packet, turned round.
+    for flow in node.flows.borrow_mut().unassured.values_mut() {
+        flow.state |= FLOW_F_REPLIED | FLOW_F_AWAITS;
+        flow.awaited = 8;
+        flow.tcp_flags[1] = 18;
+    }
+    datapath::host::run(hook, &mut flagged(16, 1, 8), node);
+    let flows = node.flows.borrow();
+    for (key, flow) in &flows.assured {
+        insert_flow(&datapath.maps, key, flow);
+    }
+}
+
+/// Writes a proven flow of the host build into the kernel's table.
+fn insert_flow(maps: &Maps, key: &FlowKey, flow: &Flow) {
+    let bytes = harness::bytes_of_key(key);
+    let length = "a key of its family";
+    if key.family == FAMILY_V4 {
+        let key = FlowKeyV4::read_from_bytes(&bytes).expect(length);
+        maps.ct4_assured.update(&key, flow).expect("a flow");
+    } else {
+        let key = FlowKeyV6::read_from_bytes(&bytes).expect(length);
+        maps.ct6_assured.update(&key, flow).expect("a flow");
+    }
+}
+
+fn forget<K: Plain>(map: &BpfMap<K, Flow>) {
+    for (key, _) in map.entries().expect("flows") {
+        map.delete(&key).expect("it goes");
+    }
 }
 
 fn load(tunnel: u8) -> Datapath {
@@ -165,14 +381,27 @@ fn load(tunnel: u8) -> Datapath {
         })
         .collect();
     datapath.maps.ipcache_hosts.update_batch(&entries).expect("addresses");
+    for rules in [10, 1_000, 16_000] {
+        for allows in [true, false] {
+            for (key, entry) in policy(rules, allows) {
+                datapath.maps.policy.update(&key, &entry).expect("an entry");
+            }
+        }
+    }
     datapath
 }
 
 /// Nanoseconds that the program takes for one packet.
 fn measure(harness: &mut Harness, datapath: &Datapath, path: &Way) -> f64 {
+    prepare(datapath, path);
+    let l4 = if path.family == "IPv6" { 54 } else { 34 };
     let mut run = |program| {
         harness.select(program);
-        harness.run(&path.frame, ITERATIONS).expect("a test run")
+        match path.flow {
+            FlowState::New => harness.run_counting(&path.frame, NEW_FLOWS, Some((l4, 1_000))),
+            FlowState::Established | FlowState::Denied => harness.run(&path.frame, ITERATIONS),
+        }
+        .expect("a test run")
     };
     let before = f64::from(run(None).duration_ns);
     let with = run(Some((datapath, path.program)));

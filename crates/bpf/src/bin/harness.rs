@@ -33,6 +33,10 @@ struct Template {
     has_tunnel_key: u32,
     /// The key's VNI.
     vni: u32,
+    /// Where two bytes are counted up from packet to packet, a source port; 0 for nowhere.
+    counted_at: u32,
+    /// What they are next, host byte order.
+    count: u32,
     bytes: [u8; TEMPLATE_LEN_MAX as usize],
 }
 
@@ -45,7 +49,9 @@ static PROGRAM: ProgramArray<1> = ProgramArray::new();
 /// Restores the packet and calls the program in `PROGRAM`.
 #[classifier]
 pub fn restore(context: TcContext) -> i32 {
-    let Some(template) = TEMPLATE.get(0) else { return TC_ACT_SHOT as i32 };
+    let Some(template) = TEMPLATE.get_ptr_mut(0) else { return TC_ACT_SHOT as i32 };
+    // SAFETY: the map's only value; one test runs at a time.
+    let template = unsafe { &mut *template };
     context.set_mark(template.mark);
     // One less than the length: 6.1's verifier learns from this comparison that the length is not 0.
     let mut last = u64::from(template.len);
@@ -59,6 +65,20 @@ pub fn restore(context: TcContext) -> i32 {
     unsafe {
         bpf_skb_store_bytes(context.skb.skb.cast(), 0, template.bytes.as_ptr().cast(), len, 0)
     };
+    if template.counted_at != 0 {
+        template.count += 1;
+        let port = (template.count as u16).to_be_bytes();
+        // SAFETY: the helper reads two bytes of `port`.
+        unsafe {
+            bpf_skb_store_bytes(
+                context.skb.skb.cast(),
+                template.counted_at,
+                port.as_ptr().cast(),
+                2,
+                0,
+            )
+        };
+    }
     if template.has_tunnel_key != 0 {
         // SAFETY: all fields are integers.
         let mut key: TunnelKey = unsafe { core::mem::zeroed() };

@@ -158,6 +158,10 @@ pub fn node() -> Node {
             node.endpoints.insert(key, endpoint(&pod));
         }
     }
+    // The node's own policy is that of `cilium_host`.
+    let host = DeviceEndpoint { sec_id: identity::HOST, lxc_id: HOST_ENDPOINT, ..device(&POD_A) };
+    node.devices
+        .insert(node.config.host_ifindex, DeviceEndpoint { ipv4: [0; 4], ipv6: [0; 16], ..host });
     for address in [NODE_1, ROUTER] {
         for key in keys(address) {
             node.endpoints.insert(key, host_endpoint());

@@ -3,13 +3,24 @@
 //!
 //! Fuzz targets call [`run`] with what the fuzzer invents; the tests call it with numbers.
 
+use std::net::IpAddr;
+use std::vec;
 use std::vec::Vec;
 
+use abi::endpoint::{
+    ENDPOINT_F_AUDIT, ENDPOINT_F_ENFORCE_EGRESS, ENDPOINT_F_ENFORCE_INGRESS, ENDPOINT_F_HOST,
+    ENDPOINT_F_LOCKDOWN,
+};
 use abi::event::HookId;
 use abi::metrics::{self, Direction};
+use abi::policy::{
+    POLICY_DENY, POLICY_NOT_ENFORCEABLE, POLICY_PREFIX_SHIFT, POLICY_STATIC_PREFIX_BITS,
+    PRECEDENCE_ALLOW, PRECEDENCE_DENY, PRECEDENCE_PASS, PolicyEntry, PolicyKey, precedence,
+};
 use abi::{DatapathConfig, DropReason};
 
 use super::example::{self, POD_A, POD_B};
+use super::judge::Judge;
 use super::{Event, Frame, Node, Target, packets};
 use crate::hooks::Verdict;
 use crate::packet::{AF_INET, NetworkAddress, Route};
@@ -63,7 +74,11 @@ pub fn run(hook: HookId, bytes: &[u8]) {
     node.config = config(&mut choices);
     node.listeners = u64::from(choices.byte());
     for _ in 0..8 {
-        step(hook, &node, &mut choices);
+        if choices.byte() & 3 == 0 {
+            change_policies(&mut node, &mut choices);
+            node.now.set(node.now.get() + choices.one_of(&[0_u32, 1, 12, 70]));
+        }
+        step(hook, &node, frame(&mut choices));
         if choices.is_empty() {
             return;
         }
@@ -94,6 +109,86 @@ pub fn config(choices: &mut Choices<'_>) -> DatapathConfig {
     config.enable_host_firewall = choices.byte() & 1;
     config.trace_payload_len = u32::from(choices.one_of(&[128_u8, 0, 255]));
     config
+}
+
+/// Slots that policies are in.
+pub const SLOTS: [u32; 2] = [3, 4];
+
+/// Gives the node other policies: entries, flags of its endpoints, or both.
+pub fn change_policies(node: &mut Node, choices: &mut Choices<'_>) {
+    for slot in SLOTS {
+        if choices.byte() & 1 == 0 {
+            node.policy.retain(|key, _| key.slot != slot);
+            for _ in 0..choices.below(7) {
+                let (key, entry) = policy_entry(slot, choices);
+                node.policy.insert(key, entry);
+            }
+            let newest = node.revisions.values().max().copied().unwrap_or(0);
+            node.revisions.insert(slot, newest + 1);
+        }
+    }
+    for ifindex in [POD_A.ifindex, POD_B.ifindex, node.config.host_ifindex] {
+        let Some(device) = node.devices.get_mut(&ifindex) else { continue };
+        device.policy_slot = choices.one_of(&SLOTS);
+        device.flags = choices.one_of(&[
+            0,
+            ENDPOINT_F_ENFORCE_INGRESS,
+            ENDPOINT_F_ENFORCE_EGRESS,
+            ENDPOINT_F_ENFORCE_INGRESS | ENDPOINT_F_ENFORCE_EGRESS,
+            ENDPOINT_F_ENFORCE_INGRESS | ENDPOINT_F_ENFORCE_EGRESS,
+            ENDPOINT_F_ENFORCE_INGRESS | ENDPOINT_F_ENFORCE_EGRESS | ENDPOINT_F_AUDIT,
+            ENDPOINT_F_LOCKDOWN,
+        ]);
+        let device = *device;
+        for endpoint in node.endpoints.values_mut() {
+            if endpoint.lxc_id == device.lxc_id {
+                endpoint.policy_slot = device.policy_slot;
+                endpoint.flags = endpoint.flags & ENDPOINT_F_HOST | device.flags;
+            }
+        }
+    }
+}
+
+fn policy_entry(slot: u32, choices: &mut Choices<'_>) -> (PolicyKey, PolicyEntry) {
+    let prefix_bits = choices.one_of(&[0, 8, 24, 24, 24, 17, 9]);
+    let (protocol, port) =
+        choices.one_of(&[(6, 80), (6, 40_000), (17, 53), (1, 8), (58, 128), (1, 3), (47, 0)]);
+    let mask = (0xffff_0000_u32 >> u32::from(prefix_bits).saturating_sub(8)) as u16;
+    let key = PolicyKey {
+        prefix_len: POLICY_STATIC_PREFIX_BITS + u32::from(prefix_bits),
+        slot,
+        identity: choices.one_of(&[
+            0,
+            0,
+            POD_A.identity,
+            POD_B.identity,
+            example::POD_C_IDENTITY,
+            example::CIDR_IDENTITY,
+            abi::identity::HOST,
+            abi::identity::WORLD_IPV4,
+            abi::identity::WORLD_IPV6,
+            abi::policy::AGGREGATE_CLUSTER,
+            abi::policy::AGGREGATE_WORLD,
+        ]),
+        direction: choices.byte() & 1,
+        protocol: if prefix_bits == 0 { 0 } else { protocol },
+        dport: if prefix_bits <= 8 { [0; 2] } else { (port & mask).to_be_bytes() },
+    };
+    let (bits, low) = choices.one_of(&[
+        (0, PRECEDENCE_ALLOW),
+        (0, PRECEDENCE_ALLOW),
+        (0, PRECEDENCE_ALLOW),
+        (POLICY_DENY, PRECEDENCE_DENY),
+        (POLICY_NOT_ENFORCEABLE, PRECEDENCE_ALLOW),
+        (0, PRECEDENCE_PASS),
+    ]);
+    let entry = PolicyEntry {
+        bits: bits | prefix_bits << POLICY_PREFIX_SHIFT,
+        precedence: precedence(u32::from(choices.byte() & 3), low),
+        cookie: u32::from(choices.byte()),
+        ..PolicyEntry::default()
+    };
+    (key, entry)
 }
 
 /// A packet with all that comes with it.
@@ -134,7 +229,8 @@ pub fn well_formed(choices: &mut Choices<'_>) -> Vec<u8> {
     let target = choices.one_of(&addresses);
     let hop_limit = choices.one_of(&[64, 64, 64, 2, 1, 0, 255]);
     let (from, to) = (source.of(is_v6), target.of(is_v6));
-    let packet = match choices.below(8) {
+    let (from, to) = if choices.byte() & 1 == 0 { (from, to) } else { (to, from) };
+    let packet = match choices.below(16) {
         0..=2 => packets::tcp((from, 40_000), (to, 80), 2),
         3 => packets::udp((from, 40_000), (to, 53), b"question"),
         4 => packets::arp_request(POD_A.mac, source.v4, target.v4),
@@ -144,13 +240,43 @@ pub fn well_formed(choices: &mut Choices<'_>) -> Vec<u8> {
             packets::udp((from, 1), (to, example::TUNNEL_PORT), &[0; 30]),
             choices.one_of(&[&[0, 60][..], &[44], &[43, 51], &[0; 7]]),
         ),
-        _ => {
+        7 => {
             let port = choices.one_of(&[2, example::TUNNEL_PORT]);
             packets::udp((from, 1), (to, port), &[0; 700])
         }
+        8..=12 => said((from, to), choices),
+        13 => {
+            // An error about what was said, to who said it, from its target or somebody between.
+            let about = said((to, from), choices);
+            let sender = choices.one_of(&[from, from, example::NODE_2.of(is_v6)]);
+            let kinds: [[u8; 2]; 3] =
+                if is_v6 { [[1, 4], [2, 0], [3, 0]] } else { [[3, 3], [3, 4], [11, 0]] };
+            packets::icmp_error(sender, to, choices.one_of(&kinds), &about)
+        }
+        14 => {
+            let whole = said((from, to), choices);
+            let cut = choices.one_of(&[16, 8, 24]);
+            let [first, later] = packets::in_fragments(&whole, choices.one_of(&[1, 2]), cut);
+            if choices.byte() & 1 == 0 { first } else { later }
+        }
+        _ => packets::ip(from, to, choices.one_of(&[47, 50, 132, 112]), 64, vec![0; 12], None),
     };
     let is_ip = packet[12..14] != crate::wire::eth::ARP;
     if is_ip && hop_limit != 64 { packets::with_hop_limit(packet, hop_limit) } else { packet }
+}
+
+/// A packet of one of a few conversations, so that many packets belong to the same.
+pub fn said((from, to): (IpAddr, IpAddr), choices: &mut Choices<'_>) -> Vec<u8> {
+    let ports = choices.one_of(&[(40_000, 80), (80, 40_000), (53, 53)]);
+    match choices.below(8) {
+        0..=4 => {
+            let flags = choices.one_of(&[2, 18, 16, 16, 24, 17, 4, 20, 0, 63]);
+            let segment = packets::tcp((from, ports.0), (to, ports.1), flags);
+            packets::with_numbers(segment, choices.one_of(&[0, 7]), choices.one_of(&[1, 0, 8]))
+        }
+        5 | 6 => packets::udp((from, ports.0), (to, ports.1), b"what a long question it is"),
+        _ => packets::echo(from, to, choices.one_of(&[7, 0]), choices.byte() & 1 == 0),
+    }
 }
 
 /// The packet, or what noise makes of it.
@@ -169,8 +295,34 @@ pub fn mutated(mut packet: Vec<u8>, choices: &mut Choices<'_>) -> Vec<u8> {
     packet
 }
 
-fn step(hook: HookId, node: &Node, choices: &mut Choices<'_>) {
-    let before = frame(choices);
+/// Runs the packets that `bytes` describe through the hooks that ask policies, and has each judged.
+///
+/// # Panics
+/// When a packet passes that a policy denies, or is refused in the name of one that allows it.
+pub fn run_judged(bytes: &[u8]) {
+    const JUDGED: [HookId; 4] =
+        [HookId::FromContainer, HookId::FromOverlay, HookId::FromNetdev, HookId::ToContainer];
+    let mut choices = Choices(bytes);
+    let mut node = example::node();
+    node.config.enable_host_firewall = choices.byte() & 1;
+    let mut judge = Judge::default();
+    change_policies(&mut node, &mut choices);
+    while !choices.is_empty() {
+        let novelty = choices.below(32);
+        if novelty < 2 {
+            change_policies(&mut node, &mut choices);
+        } else if novelty == 2 {
+            node.now.set(node.now.get() + choices.one_of(&[1_u32, 12, 70]));
+        }
+        let hook = choices.one_of(&JUDGED);
+        let before = frame(&mut choices);
+        let (verdict, reason) = step(hook, &node, before.clone());
+        judge.check(hook, &node, &before, verdict, reason);
+    }
+}
+
+/// Runs a packet through a hook, and checks what every hook promises.
+fn step(hook: HookId, node: &Node, before: Frame) -> (Verdict, Option<DropReason>) {
     let counted = node.metrics.borrow().clone();
     let mut after = before.clone();
     let verdict = super::run(hook, &mut after, node);
@@ -182,18 +334,16 @@ fn step(hook: HookId, node: &Node, choices: &mut Choices<'_>) {
         now - counted.get(&slot).map_or(0, |value| value.count)
     };
     let directions = [Direction::Ingress, Direction::Egress];
-    let forwarded: u64 = directions.map(|d| increments(metrics::index(0, d))).iter().sum();
-    let dropped: u64 = DropReason::ALL
-        .iter()
-        .flat_map(|reason| directions.map(|d| increments(metrics::index(reason.number(), d))))
-        .sum();
-    let shown_to_stack: u64 = directions
-        .map(|d| increments(metrics::index(DropReason::TtlExceeded.number(), d)))
-        .iter()
-        .sum();
+    let by_reason = |reason: u8| -> u64 {
+        directions.map(|d| increments(metrics::index(reason, d))).iter().sum()
+    };
+    let reasons = DropReason::ALL.iter().filter(|reason| by_reason(reason.number()) != 0);
+    let dropped: u64 = reasons.clone().map(|reason| by_reason(reason.number())).sum();
+    let shown_to_stack = by_reason(DropReason::TtlExceeded.number());
     let is_dropped = verdict == Verdict::Drop || (verdict == Verdict::Pass && shown_to_stack == 1);
     assert_eq!(dropped, u64::from(is_dropped), "{before:?}");
-    assert!(forwarded + dropped <= 1, "{before:?}");
+    assert!(by_reason(0) + dropped <= 1, "{before:?}");
+    (verdict, reasons.copied().next())
 }
 
 /// What every hook promises of every packet.
@@ -261,6 +411,10 @@ mod tests {
                 let bytes: Vec<u8> = (0..16).flat_map(|_| random().to_le_bytes()).collect();
                 run(hook, &bytes);
             }
+        }
+        for _ in 0..800 {
+            let bytes: Vec<u8> = (0..200).flat_map(|_| random().to_le_bytes()).collect();
+            run_judged(&bytes);
         }
     }
 }

@@ -6,6 +6,7 @@
 
 pub mod example;
 pub mod harness;
+pub mod judge;
 pub mod packets;
 
 use std::cell::{Cell, RefCell};

@@ -4,8 +4,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::vec;
 use std::vec::Vec;
 
-use crate::wire::checksum::compute;
-use crate::wire::{eth, icmp6, ipv4, ipv6};
+use crate::wire::checksum::{Update, compute};
+use crate::wire::{eth, icmp, icmp6, ipv4, ipv6};
 
 /// A MAC address.
 pub type Mac = [u8; 6];
@@ -36,6 +36,73 @@ pub fn udp(source: (IpAddr, u16), target: (IpAddr, u16), payload: &[u8]) -> Vec<
     ip(source.0, target.0, UDP, 64, datagram, Some(6))
 }
 
+/// An ICMP echo request or reply.
+pub fn echo(source: IpAddr, target: IpAddr, id: u16, is_request: bool) -> Vec<u8> {
+    let kind = match (source.is_ipv4(), is_request) {
+        (true, true) => icmp::ECHO_REQUEST,
+        (true, false) => icmp::ECHO_REPLY,
+        (false, true) => icmp::V6_ECHO_REQUEST,
+        (false, false) => icmp::V6_ECHO_REPLY,
+    };
+    let [i0, i1] = id.to_be_bytes();
+    icmp_message(source, target, [kind, 0, 0, 0, i0, i1, 0, 1], b"echo echo echo..")
+}
+
+/// An ICMP error of this type and code about a packet, as far as an error carries it.
+pub fn icmp_error(source: IpAddr, target: IpAddr, [kind, code]: [u8; 2], about: &[u8]) -> Vec<u8> {
+    let inner = &about[eth::LEN..about.len().min(eth::LEN + 60)];
+    icmp_message(source, target, [kind, code, 0, 0, 0, 0, 5, 0], inner)
+}
+
+/// An ICMP message with this header, of either family.
+pub fn icmp_message(source: IpAddr, target: IpAddr, header: [u8; 8], body: &[u8]) -> Vec<u8> {
+    let protocol = if source.is_ipv4() { icmp::PROTOCOL } else { ipv6::ICMP6 };
+    ip(source, target, protocol, 64, [&header[..], body].concat(), Some(2))
+}
+
+/// The packet in two fragments of the datagram `id`, cut after `first_len` bytes of what follows the
+/// IP header, a multiple of eight. Without options and extension headers.
+pub fn in_fragments(frame: &[u8], id: u16, first_len: usize) -> [Vec<u8>; 2] {
+    let l4 = eth::LEN + if frame[12..14] == eth::IPV6 { ipv6::LEN } else { ipv4::LEN };
+    let cut = (l4 + first_len).min(frame.len());
+    [(l4..cut, 0, 1), (cut..frame.len(), first_len as u16, 0)].map(|(part, offset, more)| {
+        let mut packet = [&frame[..l4], &frame[part]].concat();
+        if frame[12..14] == eth::IPV6 {
+            let [o0, o1] = (offset | more).to_be_bytes();
+            let [i0, i1] = id.to_be_bytes();
+            let header = [packet[eth::LEN + 6], 0, o0, o1, 0, 0, i0, i1];
+            packet.splice(l4..l4, header);
+            packet[eth::LEN + 6] = ipv6::FRAGMENT;
+            let len = (packet.len() - l4) as u16;
+            packet[eth::LEN + 4..eth::LEN + 6].copy_from_slice(&len.to_be_bytes());
+        } else {
+            let len = (packet.len() - eth::LEN) as u16;
+            packet[eth::LEN + 2..eth::LEN + 4].copy_from_slice(&len.to_be_bytes());
+            packet[eth::LEN + 4..eth::LEN + 6].copy_from_slice(&id.to_be_bytes());
+            let word = offset / 8 | more << 13;
+            packet[eth::LEN + 6..eth::LEN + 8].copy_from_slice(&word.to_be_bytes());
+            // Writes the header's checksum.
+            let ttl = packet[eth::LEN + 8];
+            packet = with_hop_limit(packet, ttl);
+        }
+        packet
+    })
+}
+
+/// The TCP segment with these numbers.
+pub fn with_numbers(mut frame: Vec<u8>, sequence: u32, acknowledgement: u32) -> Vec<u8> {
+    let l4 = eth::LEN + if frame[12..14] == eth::IPV6 { ipv6::LEN } else { ipv4::LEN };
+    let mut sum = Update::of([frame[l4 + 16], frame[l4 + 17]]);
+    for (at, number) in [(4, sequence), (8, acknowledgement)] {
+        let bytes = &mut frame[l4 + at..l4 + at + 4];
+        let old = u32::from_ne_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
+        bytes.copy_from_slice(&number.to_be_bytes());
+        sum = sum.replace(old, u32::from_ne_bytes(number.to_be_bytes()));
+    }
+    frame[l4 + 16..l4 + 18].copy_from_slice(&sum.finish());
+    frame
+}
+
 /// An IP packet around `payload`, whose checksum with pseudo header goes to `checksum_offset`.
 ///
 /// # Panics
@@ -55,8 +122,9 @@ pub fn ip(
             (IpAddr::V6(s), IpAddr::V6(t)) => sum(&s.octets()) + sum(&t.octets()),
             _ => panic!("{source} and {target} are of different families"),
         };
+        // ICMP of IPv4 covers no addresses.
         let start = pseudo + u32::from(protocol) + u32::from(len);
-        let checksum = compute(&payload, start);
+        let checksum = compute(&payload, if protocol == icmp::PROTOCOL { 0 } else { start });
         payload[offset..offset + 2].copy_from_slice(&checksum);
     }
     let (ethertype, header) = match (source, target) {
@@ -160,7 +228,8 @@ pub fn is_valid(frame: &[u8]) -> bool {
     } else {
         (l3[6], sum(&l3[8..40]), &l3[40..])
     };
-    compute(l4, pseudo + u32::from(protocol) + l4.len() as u32) == [0, 0]
+    let start = pseudo + u32::from(protocol) + l4.len() as u32;
+    compute(l4, if protocol == icmp::PROTOCOL { 0 } else { start }) == [0, 0]
 }
 
 fn sum(bytes: &[u8]) -> u32 {

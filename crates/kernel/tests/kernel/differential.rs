@@ -3,21 +3,28 @@
 //!
 //! A test run in the kernel does not show where a packet was redirected, so that is compared
 //! through what is done to the packet (MAC addresses), and by the lab's tests on real devices. A
-//! tunnel key that the program sets cannot be read back. The packet's device is the loopback: that
+//! tunnel key that the program sets cannot be read back. Between packets, endpoints, addresses and
+//! policies change and time passes; flows are compared now and then. The packet's device is the loopback: that
 //! of pod A. The kernel refuses packets shorter than an Ethernet header.
 
-use std::{collections::BTreeMap, path::Path};
+use std::{
+    collections::BTreeMap,
+    path::Path,
+    sync::atomic::{AtomicU32, Ordering},
+};
 
 use abi::{
     DatapathConfig,
-    conntrack::ticks,
+    config::AGGREGATION_MEDIUM,
+    conntrack::{Flow, ticks},
     event::{DropNotify, EventType, PolicyVerdictNotify, TraceNotify},
     metrics::METRICS_LEN,
     names,
+    policy::PolicySlot,
 };
 use datapath::host::{
     Event, Frame, Node, example,
-    harness::{Choices, HOOKS, mutated, well_formed},
+    harness::{Choices, HOOKS, SLOTS, change_policies, mutated, well_formed},
 };
 use kernel::datapath::{Datapath, LoadError, LoadOptions, MapSizes, Maps};
 use kernel::events::{self, EventRings};
@@ -25,7 +32,10 @@ use kernel::map::{BpfMap, Map as _, Plain};
 use zerocopy::IntoBytes as _;
 
 use crate::fixture::{BPFFS, on_node};
-use crate::harness::{Harness, Network, fill};
+use crate::harness::{self, Harness, Network, fill};
+
+/// No revision is used twice, not even by another configuration.
+static NEXT_REVISION: AtomicU32 = AtomicU32::new(1);
 
 /// Packets per hook and configuration.
 const PACKETS: u64 = 4_000;
@@ -63,13 +73,18 @@ fn hooks_decide_alike_on_the_host_and_in_the_kernel() {
                     pair.step(hook, &mut random);
                 }
                 pair.compare_counters(hook);
+                pair.compare_flows(hook);
             }
         }
     });
 }
 
-const CONFIGURATIONS: [fn(&mut DatapathConfig); 5] = [
+const CONFIGURATIONS: [fn(&mut DatapathConfig); 6] = [
     |_| {},
+    |config| {
+        config.enable_host_firewall = 1;
+        config.monitor_aggregation = AGGREGATION_MEDIUM;
+    },
     |config| config.tunnel = 0,
     |config| {
         config.tunnel = 0;
@@ -102,14 +117,21 @@ impl<'a> Pair<'a> {
         datapath: &'a Datapath,
         config: DatapathConfig,
     ) -> Self {
-        let mut node = crate::harness::node(config);
+        let mut node = harness::node(config);
         let all = [EventType::Drop, EventType::Debug, EventType::Trace, EventType::PolicyVerdict];
         node.listeners = all.iter().map(|event| event.listener_bit()).sum();
         events::listen(&datapath.maps.runtime_config, &all).expect("events are wanted");
         let rings = EventRings::new(&datapath.maps.events).expect("rings");
         fill(&datapath.maps, &node);
+        // Revisions are for ever.
+        let first = NEXT_REVISION.fetch_add(100_000, Ordering::Relaxed);
+        for (revision, slot) in (first..).zip(SLOTS) {
+            node.revisions.insert(slot, revision);
+            let row = PolicySlot { revision };
+            datapath.maps.policy_revisions.update(&slot, &row).expect("a revision");
+        }
         forget_flows(&datapath.maps);
-        let counted_before = crate::harness::counters(datapath);
+        let counted_before = harness::counters(datapath);
         Self { harness, network, datapath, node, counted_before, rings }
     }
 
@@ -117,8 +139,12 @@ impl<'a> Pair<'a> {
     fn step(&mut self, hook: abi::event::HookId, random: &mut Random) {
         let bytes: Vec<u8> = (0..8).flat_map(|_| random.next().to_le_bytes()).collect();
         let mut choices = Choices(&bytes);
-        if choices.below(64) == 0 {
-            self.change_maps(&mut choices);
+        match choices.below(128) {
+            0 | 1 => self.change_maps(&mut choices),
+            2 | 3 => self.change_policies(random),
+            4 => self.age(choices.one_of(&[30, 90])),
+            5 => self.compare_flows(hook),
+            _ => {}
         }
         let packet = mutated(well_formed(&mut choices), &mut choices);
         let mut frame = Frame::new(packet, example::POD_A.ifindex);
@@ -126,7 +152,7 @@ impl<'a> Pair<'a> {
         frame.vni = choices.one_of(&[Some(20_003), Some(1), Some(2), Some(6), None]);
         frame.route = self.network.route(&frame.bytes);
 
-        self.node.now.set(ticks(monotonic_ns()));
+        self.node.now.set(ticks(harness::monotonic_ns()));
         let before = frame.clone();
         let Ok(kernel) = self.harness.run(&frame, 1) else {
             // Too short for the kernel.
@@ -183,8 +209,87 @@ impl<'a> Pair<'a> {
         }
     }
 
+    /// Other policies, in both.
+    fn change_policies(&mut self, random: &mut Random) {
+        let bytes: Vec<u8> = (0..64).flat_map(|_| random.next().to_le_bytes()).collect();
+        change_policies(&mut self.node, &mut Choices(&bytes));
+        let maps = &self.datapath.maps;
+        clear(&maps.policy);
+        for (key, entry) in &self.node.policy {
+            maps.policy.update(key, entry).expect("an entry");
+        }
+        for (slot, revision) in &self.node.revisions {
+            maps.policy_revisions
+                .update(slot, &PolicySlot { revision: *revision })
+                .expect("a revision");
+        }
+        for (ifindex, device) in &self.node.devices {
+            maps.lxc_devices.update(ifindex, device).expect("a device");
+        }
+        for (key, endpoint) in &self.node.endpoints {
+            maps.lxc.update(key, endpoint).expect("an endpoint");
+        }
+    }
+
+    /// Time passes: all that is written down is `by` ticks older, in both.
+    fn age(&mut self, by: u32) {
+        fn earlier(flow: &mut Flow, by: u32) {
+            flow.expires = flow.expires.saturating_sub(by);
+            flow.created = flow.created.saturating_sub(by);
+            flow.reported = flow.reported.map(|time| time.saturating_sub(by));
+        }
+        fn age_all<K: Plain>(map: &BpfMap<K, Flow>, by: u32) {
+            for (key, mut flow) in map.entries().expect("flows") {
+                earlier(&mut flow, by);
+                map.update(&key, &flow).expect("a flow");
+            }
+        }
+        let mut flows = self.node.flows.borrow_mut();
+        flows.assured.values_mut().for_each(|flow| earlier(flow, by));
+        flows.unassured.values_mut().for_each(|flow| earlier(flow, by));
+        let maps = &self.datapath.maps;
+        age_all(&maps.ct4_assured, by);
+        age_all(&maps.ct4_unassured, by);
+        age_all(&maps.ct6_assured, by);
+        age_all(&maps.ct6_unassured, by);
+    }
+
+    /// The flows of both builds are the same, up to the tick in which they were written.
+    fn compare_flows(&self, hook: abi::event::HookId) {
+        fn flows<K: Plain>(map: &BpfMap<K, Flow>) -> BTreeMap<Vec<u8>, Flow> {
+            let entries = map.entries().expect("flows");
+            entries.into_iter().map(|(key, flow)| (key.as_bytes().to_vec(), flow)).collect()
+        }
+        let maps = &self.datapath.maps;
+        let mut assured = flows(&maps.ct4_assured);
+        assured.extend(flows(&maps.ct6_assured));
+        let mut unassured = flows(&maps.ct4_unassured);
+        unassured.extend(flows(&maps.ct6_unassured));
+        let on_host = self.node.flows.borrow();
+        for (what, in_kernel, on_host) in
+            [("assured", assured, &on_host.assured), ("unassured", unassured, &on_host.unassured)]
+        {
+            assert_eq!(in_kernel.len(), on_host.len(), "{hook:?}: {what} flows");
+            for (key, flow) in on_host {
+                let found = in_kernel.get(&harness::bytes_of_key(key));
+                let found = found.unwrap_or_else(|| panic!("{hook:?}: {what} {key:?} is missing"));
+                let times =
+                    |flow: &Flow| [flow.expires, flow.created, flow.reported[0], flow.reported[1]];
+                let timeless =
+                    |flow: &Flow| Flow { expires: 0, created: 0, reported: [0; 2], ..*flow };
+                assert_eq!(timeless(found), timeless(flow), "{hook:?}: {what} {key:?}");
+                for (left, right) in times(found).into_iter().zip(times(flow)) {
+                    assert!(
+                        left.abs_diff(right) <= 1,
+                        "{hook:?}: {what} {key:?}: {found:?} {flow:?}"
+                    );
+                }
+            }
+        }
+    }
+
     fn compare_counters(&self, hook: abi::event::HookId) {
-        let after = crate::harness::counters(self.datapath);
+        let after = harness::counters(self.datapath);
         let in_kernel: BTreeMap<u32, (u64, u64)> = (0..METRICS_LEN)
             .map(|i| {
                 let (before, after) = (self.counted_before[i as usize], after[i as usize]);
@@ -205,16 +310,18 @@ impl<'a> Pair<'a> {
 
 /// Maps outlive the programs that an earlier configuration loaded.
 fn forget_flows(maps: &Maps) {
-    fn clear<K: Plain, V: Plain>(map: &BpfMap<K, V>) {
-        for (key, _) in map.entries().expect("entries") {
-            map.delete(&key).expect("it goes");
-        }
-    }
     clear(&maps.ct4_assured);
     clear(&maps.ct4_unassured);
     clear(&maps.ct6_assured);
     clear(&maps.ct6_unassured);
     clear(&maps.fragments);
+    clear(&maps.policy);
+}
+
+fn clear<K: Plain, V: Plain>(map: &BpfMap<K, V>) {
+    for (key, _) in map.entries().expect("entries") {
+        map.delete(&key).expect("it goes");
+    }
 }
 
 /// An event as it lies in a ring, without the flow hash, which the host build does not know.
@@ -240,15 +347,6 @@ fn without_hash(payload: &[u8]) -> Vec<u8> {
     let len_cap = usize::from(u16::from_ne_bytes([payload[12], payload[13]]));
     payload.truncate(struct_len + len_cap);
     payload
-}
-
-/// The clock of the programs.
-fn monotonic_ns() -> u64 {
-    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: the call writes a struct that is ours.
-    let failed = unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC_COARSE, &raw mut now) };
-    assert_eq!(failed, 0, "there is a clock");
-    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
 }
 
 /// xorshift: the same packets in every run.

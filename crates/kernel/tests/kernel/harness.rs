@@ -9,6 +9,8 @@ use std::{
     path::Path,
 };
 
+use abi::address::FAMILY_V4;
+use abi::conntrack::FlowKeyV4;
 use abi::names;
 
 use aya::{
@@ -16,6 +18,7 @@ use aya::{
     maps::{Array, ProgramArray},
     programs::SchedClassifier,
 };
+use datapath::flow::FlowKey;
 use datapath::host::{Frame, Node, example};
 use datapath::packet::{AF_INET, AF_INET6, NetworkAddress, Route};
 use kernel::{
@@ -25,6 +28,8 @@ use kernel::{
     sysctl,
     test_run::{self, SkbContext, TestRun},
 };
+
+use zerocopy::IntoBytes as _;
 
 use crate::fixture::BPFFS;
 
@@ -41,6 +46,8 @@ struct Template {
     mark: u32,
     has_tunnel_key: u32,
     vni: u32,
+    counted_at: u32,
+    count: u32,
     bytes: [u8; TEMPLATE_LEN_MAX],
 }
 
@@ -90,11 +97,24 @@ impl Harness {
 
     /// Runs the selected program on a packet.
     pub(crate) fn run(&mut self, frame: &Frame, repeat: u32) -> io::Result<TestRun> {
+        self.run_counting(frame, repeat, None)
+    }
+
+    /// Runs the selected program on packets whose two bytes at an offset, a port, are another number
+    /// in each, from this one on.
+    pub(crate) fn run_counting(
+        &mut self,
+        frame: &Frame,
+        repeat: u32,
+        counted: Option<(usize, u16)>,
+    ) -> io::Result<TestRun> {
         let mut template = Template {
             len: frame.bytes.len().min(TEMPLATE_LEN_MAX) as u32,
             mark: frame.mark,
             has_tunnel_key: u32::from(frame.vni.is_some()),
             vni: frame.vni.unwrap_or(0),
+            counted_at: counted.map_or(0, |(at, _)| at as u32),
+            count: counted.map_or(0, |(_, first)| u32::from(first)),
             bytes: [0; TEMPLATE_LEN_MAX],
         };
         let len = template.len as usize;
@@ -234,4 +254,30 @@ pub(crate) fn counters(datapath: &Datapath) -> Vec<(u64, u64)> {
 /// The example node with the configuration that the programs were loaded with.
 pub(crate) fn node(config: abi::DatapathConfig) -> Node {
     Node { config, ..example::node() }
+}
+
+/// The clock of the programs.
+pub(crate) fn monotonic_ns() -> u64 {
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the call writes a struct that is ours.
+    let failed = unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC_COARSE, &raw mut now) };
+    assert_eq!(failed, 0, "there is a clock");
+    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+}
+
+/// The key as it lies in the map of its family.
+pub(crate) fn bytes_of_key(key: &FlowKey) -> Vec<u8> {
+    let head = FlowKeyV4 {
+        lower_port: key.lower_port.to_ne_bytes(),
+        upper_port: key.upper_port.to_ne_bytes(),
+        protocol: key.protocol,
+        family: key.family,
+        zone: key.zone,
+        lower: key.ends[0].to_ne_bytes(),
+        upper: key.ends[1].to_ne_bytes(),
+    };
+    if key.family == FAMILY_V4 {
+        return head.as_bytes().to_vec();
+    }
+    [&head.as_bytes()[..8], key.ends.as_bytes()].concat()
 }
