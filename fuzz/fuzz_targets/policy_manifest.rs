@@ -1,0 +1,8 @@
+//! Any manifest through the policy languages and the engine: `cargo +nightly fuzz run policy_manifest`.
+
+#![no_main]
+
+#[path = "../../crates/policy/tests/any_manifest/mod.rs"]
+mod any_manifest;
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| drop(any_manifest::run(bytes)));
