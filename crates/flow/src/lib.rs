@@ -16,9 +16,11 @@
 pub mod client;
 pub mod directory;
 mod event;
+pub mod export;
 pub mod filter;
 pub mod mask;
 pub mod message;
+pub mod metrics;
 pub mod observer;
 mod packet;
 pub mod relay;
