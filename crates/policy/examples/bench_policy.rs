@@ -60,46 +60,58 @@ fn main() {
 
 /// Kinds of change in turn, so that what else the machine does hits them alike.
 fn changes(repository: &mut Repository) {
+    let mut taken: BTreeMap<&'static str, Vec<f64>> = BTreeMap::new();
     for round in 0..CHANGES {
         let index = round * 7 % (LOCAL_NAMESPACES * LOCAL_POLICIES);
         let changed = policy(index, 1 + round);
-        measure(repository, "policy of a namespace changed", |repository| {
+        measure(&mut taken, repository, "policy of a namespace changed", |repository| {
             repository.upsert_policy(changed);
         });
         let far = policy(POLICIES - 1 - round, 1 + round);
-        measure(repository, "policy elsewhere changed", |repository| {
+        measure(&mut taken, repository, "policy elsewhere changed", |repository| {
             repository.upsert_policy(far);
         });
         let id = policy(index, 0).id;
-        measure(repository, "policy removed", |repository| {
+        measure(&mut taken, repository, "policy removed", |repository| {
             repository.remove_policy(&id);
         });
         let again = policy(index, 0);
-        measure(repository, "policy added", |repository| {
+        measure(&mut taken, repository, "policy added", |repository| {
             repository.upsert_policy(again);
         });
         let newcomer = IdentityId(40_000 + round as u32);
         let labels = labels(round % LOCAL_NAMESPACES, round % APPS);
-        measure(repository, "identity added", |repository| {
+        measure(&mut taken, repository, "identity added", |repository| {
             repository.add_identity(newcomer, labels);
         });
-        measure(repository, "identity removed", |repository| {
+        measure(&mut taken, repository, "identity removed", |repository| {
             repository.remove_identity(newcomer);
         });
         let everywhere = everywhere(round);
-        measure(repository, "policy of every pod changed", |repository| {
+        measure(&mut taken, repository, "policy of every pod changed", |repository| {
             repository.upsert_policy(everywhere);
         });
     }
+    for (variant, mut values) in taken {
+        values.sort_by(f64::total_cmp);
+        let at = |percent: usize| values[(values.len() - 1) * percent / 100];
+        report("one change, median, µs", variant, at(50));
+        report("one change, 99 %, µs", variant, at(99));
+    }
 }
 
-fn measure(repository: &mut Repository, variant: &str, change: impl FnOnce(&mut Repository)) {
+fn measure(
+    taken: &mut BTreeMap<&'static str, Vec<f64>>,
+    repository: &mut Repository,
+    variant: &'static str,
+    change: impl FnOnce(&mut Repository),
+) {
     let started = Instant::now();
     change(repository);
     let deltas = repository.take_changes();
     let elapsed = started.elapsed();
     drop(deltas);
-    report("one change, µs", variant, elapsed.as_secs_f64() * 1e6);
+    taken.entry(variant).or_default().push(elapsed.as_secs_f64() * 1e6);
 }
 
 fn report(metric: &str, variant: &str, value: f64) {
