@@ -141,6 +141,20 @@ fn object_at_value<'a>(value: &'a mut Value, name: &str) -> &'a mut Value {
     &mut value[name]
 }
 
+/// The template of a workload, with the volumes that each pod gets of its own.
+fn with_claims(spec: &Value) -> Value {
+    let mut template = spec["template"].clone();
+    for claim in spec["volumeClaimTemplates"].as_array().into_iter().flatten() {
+        let volumes = object_at_value(&mut template, "spec").as_object_mut();
+        let volumes = volumes.map(|spec| spec.entry("volumes").or_insert_with(|| json!([])));
+        if let Some(volumes) = volumes.and_then(Value::as_array_mut) {
+            volumes.retain(|volume| volume["name"] != claim["metadata"]["name"]);
+            volumes.push(json!({ "name": claim["metadata"]["name"], "emptyDir": {} }));
+        }
+    }
+    template
+}
+
 /// What is wrong with a workload, new or changed.
 pub(super) fn validate(id: &str, value: &Value, errors: &mut Vec<FieldError>) {
     let spec = &value["spec"];
@@ -156,7 +170,7 @@ pub(super) fn validate(id: &str, value: &Value, errors: &mut Vec<FieldError>) {
     }
     validate_selector(spec, errors);
     let mut of_template = Vec::new();
-    pod::validate(&spec["template"], &mut of_template);
+    pod::validate(&with_claims(spec), &mut of_template);
     names::check_labels(
         "metadata.labels",
         &spec["template"]["metadata"]["labels"],
