@@ -1,7 +1,8 @@
 //! `demo`: from a fresh clone to ships that land, in one command.
 //!
 //! Builds everything, starts a lab of two nodes with the Star Wars demo, lets the ships ask every
-//! Death Star for a landing over IPv4 and IPv6, and says what to try next.
+//! Death Star for a landing over IPv4 and IPv6, before and after a policy keeps one of them out, and
+//! says what to try next.
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -16,6 +17,10 @@ use crate::{build, test};
 const LAB: &str = "demo";
 /// Who asks for landings.
 const SHIPS: [&str; 2] = ["tiefighter", "xwing"];
+/// Whom the policy keeps out.
+const KEPT_OUT: &str = "xwing";
+/// The policy, and its name.
+const POLICY: (&str, &str) = ("docs/guide/deathstar-policy.yaml", "cnp/deathstar");
 /// How the pods begin that are asked.
 const STATION: &str = "deathstar-";
 /// Where they land.
@@ -37,7 +42,7 @@ pub(crate) fn demo(root: &Root, down: bool) -> anyhow::Result<()> {
         say("an earlier demo is still running: taking it down");
         run(&mut demo.lab("down", &[]))?;
     }
-    let result = demo.show();
+    let result = demo.show(root);
     // A machine that runs the demo as a test has nobody to take it down.
     if down || std::env::var_os("CI").is_some() {
         say("taking the lab down");
@@ -75,7 +80,7 @@ impl Demo {
         Ok(output(&mut self.lab("kubeconfig", &[]))?.trim().to_owned())
     }
 
-    fn show(&self) -> anyhow::Result<()> {
+    fn show(&self, root: &Root) -> anyhow::Result<()> {
         say("starting a lab of two nodes with the Star Wars demo");
         run(&mut self.lab("up", &["--nodes", "2", "--demo"]))?;
         let kubeconfig = self.kubeconfig()?;
@@ -87,7 +92,25 @@ impl Demo {
         say("kubectl get nodes,pods -o wide");
         run(&mut kubectl(&["get", "nodes,pods", "-o", "wide"]))?;
         let pods = pods(&output(&mut kubectl(&["get", "pods", "-o", "json"]))?)?;
-        land(&pods, &kubectl)
+        land(&pods, &kubectl, |_| true)?;
+
+        let (file, name) = POLICY;
+        say(format!("kubectl apply -f {file}"));
+        run(kubectl(&["apply", "-f"]).arg(root.path().join(file)))?;
+        run(&mut kubectl(&["wait", "--for=condition=Enforced", "--timeout=60s", name]))?;
+        land(&pods, &kubectl, |ship| ship != KEPT_OUT)?;
+        self.explain(&pods)
+    }
+
+    /// Lets the agent of a station's node say why the one is kept out.
+    fn explain(&self, pods: &[Pod]) -> anyhow::Result<()> {
+        let station =
+            pods.iter().find(|pod| pod.name.starts_with(STATION)).context("no station")?;
+        let (source, target) = (format!("default/{KEPT_OUT}"), format!("default/{}", station.name));
+        say(format!("cilium policy trace --src-pod {source} --dst-pod {target} --dport 80/TCP"));
+        let mut trace = Command::new(self.bin.join("cilium"));
+        trace.args(["policy", "trace", "--lab", LAB, "--src-pod", &source, "--dst-pod", &target]);
+        run(trace.args(["--dport", "80/TCP"]))
     }
 
     fn next_steps(&self, root: &Root) {
@@ -99,7 +122,8 @@ impl Demo {
              kubectl get pods -o wide\n  \
              cilium status\n  \
              cilium endpoint list\n  \
-             cilium monitor --from-pod default/tiefighter\n  \
+             hubble observe --pod default/xwing\n  \
+             kubectl delete cnp deathstar\n  \
              kubectl exec tiefighter -- curl -s -XPUT ADDRESS/v1/exhaust-port\n\n\
              {GUIDE} says more; and when you are done:\n\n  \
              cilium lab down --name {LAB}\n",
@@ -108,25 +132,35 @@ impl Demo {
     }
 }
 
-/// Lets every ship ask every station for a landing.
-fn land(pods: &[Pod], kubectl: &impl Fn(&[&str]) -> Command) -> anyhow::Result<()> {
+/// Lets every ship ask every station for a landing, which only those that `may` get.
+fn land(
+    pods: &[Pod],
+    kubectl: &impl Fn(&[&str]) -> Command,
+    may: impl Fn(&str) -> bool,
+) -> anyhow::Result<()> {
     let stations: Vec<&Pod> = pods.iter().filter(|pod| pod.name.starts_with(STATION)).collect();
-    let mut refused = 0;
+    let mut unexpected = 0;
     for ship in pods.iter().filter(|pod| SHIPS.contains(&pod.name.as_str())) {
         say(format!("{} on {} asks for landings", ship.name, ship.node));
         for station in &stations {
             let place = if station.node == ship.node { "same node" } else { "other node" };
             for address in &station.addresses {
                 let url = format!("http://{}/v1/request-landing", SocketAddr::new(*address, 80));
-                let ask = ["exec", &ship.name, "--", "curl", "-sS", "-m5", "-XPOST", &url];
+                // Who is kept out hears nothing: no use in waiting long for it.
+                let patience = if may(&ship.name) { "-m5" } else { "-m1" };
+                let ask = ["exec", &ship.name, "--", "curl", "-sS", patience, "-XPOST", &url];
                 let answer = output(&mut kubectl(&ask)).map(|text| text.trim().to_owned());
-                refused += usize::from(!matches!(&answer, Ok(text) if text == "Ship landed"));
+                let has_landed = matches!(&answer, Ok(text) if text == "Ship landed");
+                unexpected += usize::from(has_landed != may(&ship.name));
                 println!("    {:<28} {place:<12} {url:<52} {}", station.name, said(&answer));
             }
         }
     }
-    if stations.is_empty() || refused > 0 {
-        bail!("{refused} of these did not land, at {} stations", stations.len());
+    if stations.is_empty() || unexpected > 0 {
+        bail!(
+            "{unexpected} of these went otherwise than they should, at {} stations",
+            stations.len()
+        );
     }
     Ok(())
 }
