@@ -39,7 +39,7 @@ use datapath::host::{
     packets,
 };
 use kernel::{
-    datapath::{Datapath, LoadOptions, MapSizes},
+    datapath::{Datapath, LoadOptions, MapSizes, Maps},
     map::{BpfMap, Map as _, Plain},
 };
 use serde_json::json;
