@@ -13,7 +13,7 @@ use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::runtime::watcher::{Config as WatcherConfig, Event};
 use kube::runtime::{WatchStreamExt as _, reflector, watcher};
 use kube::{Client, Config as ClientConfig};
-use lab::apiserver::{ApiServer, Config};
+use lab::apiserver::{ApiServer, Config, WriteOptions};
 use serde_json::{Value, json};
 
 /// Long enough for anything that should happen at all.
@@ -338,6 +338,44 @@ async fn the_state_outlives_the_process() {
     assert!(matches!(event, Some(WatchEvent::Error(status)) if status.code == 410));
     cluster.server.shutdown().await;
     std::fs::remove_dir_all(directory).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reflector_whose_version_has_expired_lists_again() {
+    let cluster = Cluster::start(Config::default()).await;
+    let maps = cluster.maps();
+    maps.create(&PostParams::default(), &map("busy", json!({ "n": "first" }))).await.unwrap();
+    maps.create(&PostParams::default(), &map("gone", json!({}))).await.unwrap();
+    let (store, writer) = reflector::store();
+    let config = WatcherConfig::default().labels("test=yes");
+    let stream = reflector(writer, watcher(maps.clone(), config)).default_backoff();
+    let follow = tokio::spawn(stream.for_each(|_| async {}));
+    tokio::time::timeout(PATIENCE, store.wait_until_ready()).await.unwrap().unwrap();
+    // While it is cut off more happens than the server remembers.
+    cluster.server.set_serving(false);
+    let api = cluster.server.api();
+    let options = WriteOptions::by("test");
+    let target = |name: &str| api.target("configmaps", "default", name).unwrap();
+    api.delete(&target("gone"), &Default::default()).unwrap();
+    for n in 0..9_000 {
+        let patch = lab::apiserver::Patch::Merge(json!({ "data": { "n": n.to_string() } }));
+        api.patch(&target("busy"), &patch, &options).unwrap();
+    }
+    cluster.server.set_serving(true);
+    let seen = async {
+        loop {
+            let all = store.state();
+            if let [only] = all.as_slice()
+                && only.data.as_ref().is_some_and(|data| data["n"] == "8999")
+            {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(6 * PATIENCE, seen).await.expect("the reflector catches up");
+    follow.abort();
+    cluster.server.shutdown().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -17,6 +17,9 @@ pub(super) const DEFINITIONS: &str = "customresourcedefinitions.apiextensions.k8
 /// Keeps a definition until the last of its objects is gone.
 pub(super) const CLEANUP: &str = "customresourcecleanup.apiextensions.k8s.io";
 
+/// The annotation that groups of Kubernetes' own want.
+const APPROVAL: &str = "api-approved.kubernetes.io";
+
 /// Fills in what the definition leaves open.
 pub(super) fn default(definition: &mut Value) {
     let spec = object_at(definition, "spec");
@@ -46,7 +49,14 @@ pub(super) fn validate(definition: &Value, errors: &mut Vec<FieldError>) {
     }
     if !group.is_empty() && !group.contains('.') {
         let detail = "should be a domain with at least one dot";
-        errors.push(FieldError::invalid("spec.group", group, detail));
+        errors.push(FieldError::invalid("spec.group", group.as_str(), detail));
+    }
+    let annotations = &definition["metadata"]["annotations"];
+    if (group.ends_with(".k8s.io") || group.ends_with(".kubernetes.io"))
+        && annotations[APPROVAL].as_str().is_none_or(str::is_empty)
+    {
+        let detail = "protected groups must have approval annotation \"api-approved.kubernetes.io\", see https://github.com/kubernetes/enhancements/pull/1111";
+        errors.push(FieldError::required(format!("metadata.annotations[{APPROVAL}]"), detail));
     }
     if text(&spec["names"]["kind"]).is_empty() {
         errors.push(FieldError::required("spec.names.kind", ""));
@@ -310,4 +320,83 @@ pub(super) fn serve_all(api: &Api) {
         at = object::now(),
         "custom resource definitions restored"
     );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::apiserver::api::WriteOptions;
+
+    fn cluster() -> Api {
+        let api = Api::new(String::new());
+        let options = WriteOptions::by("test");
+        let namespaces = api.target("namespaces", "", "").unwrap();
+        api.create(&namespaces, json!({ "metadata": { "name": "n" } }), &options).unwrap();
+        let definitions = api.target(DEFINITIONS, "", "").unwrap();
+        let crds = api::crd::manifest::crds()
+            .into_iter()
+            .chain([api::crd::manifest::cluster_network_policy()]);
+        for crd in crds {
+            api.create(&definitions, serde_json::to_value(crd).unwrap(), &options).unwrap();
+        }
+        api
+    }
+
+    /// The field that is wrong with a policy's specification; empty when nothing is.
+    fn fault(api: &Api, spec: Value) -> String {
+        let target = api.target("ciliumnetworkpolicies.cilium.io", "n", "").unwrap();
+        let policy = json!({ "metadata": { "generateName": "p-" }, "spec": spec });
+        match api.create(&target, policy, &WriteOptions::by("test")) {
+            Ok(_) => String::new(),
+            Err(error) => error.to_string(),
+        }
+    }
+
+    #[test]
+    fn schemas_of_policies_are_understood() {
+        let api = cluster();
+        let good = [
+            json!({ "endpointSelector": {} }),
+            json!({ "endpointSelector": { "matchLabels": { "app": "a" } },
+                "ingress": [{ "fromEndpoints": [{ "matchLabels": { "app": "b" } }],
+                    "toPorts": [{ "ports": [{ "port": "80", "protocol": "TCP" }] }] }] }),
+            json!({ "endpointSelector": {}, "egress": [
+                { "toCIDRSet": [{ "cidr": "10.0.0.0/8", "except": ["10.1.0.0/16"] }] },
+                { "toEntities": ["world"] }, {}] }),
+            json!({ "endpointSelector": { "matchExpressions": [{ "key": "a", "operator": "In", "values": ["b"] }] } }),
+        ];
+        for spec in good {
+            assert_eq!(fault(&api, spec.clone()), "", "{spec}");
+        }
+        let bad = [
+            (json!({ "endpointSelector": [] }), "spec.endpointSelector"),
+            (
+                json!({ "endpointSelector": {}, "ingress": [{ "fromEntities": ["nobody"] }] }),
+                "spec.ingress[0].fromEntities[0]: Unsupported value",
+            ),
+            (
+                json!({ "endpointSelector": {}, "ingress": [{ "toPorts": [{ "ports": [{ "port": "80", "protocol": "XYZ" }] }] }] }),
+                "protocol: Unsupported value",
+            ),
+            (
+                json!({ "endpointSelector": {}, "egress": [{ "toCIDRSet": [{ "cidr": 5 }] }] }),
+                "spec.egress[0].toCIDRSet[0].cidr",
+            ),
+        ];
+        for (spec, words) in bad {
+            let told = fault(&api, spec.clone());
+            assert!(told.contains(words), "{spec}: {told:?}");
+        }
+    }
+
+    #[test]
+    fn protected_groups_want_an_approval() {
+        let mut definition =
+            serde_json::to_value(api::crd::manifest::cluster_network_policy()).unwrap();
+        definition["metadata"]["annotations"] = json!({});
+        let mut errors = Vec::new();
+        validate(&definition, &mut errors);
+        let fields: Vec<&str> = errors.iter().map(|error| error.field.as_str()).collect();
+        assert_eq!(fields, ["metadata.annotations[api-approved.kubernetes.io]"]);
+    }
 }

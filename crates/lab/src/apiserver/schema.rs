@@ -935,6 +935,30 @@ mod tests {
     }
 
     #[test]
+    fn alternatives_by_what_they_require() {
+        let schema = Schema::parse(&json!({ "type": "object",
+            "properties": { "cidr": { "type": "string" }, "group": { "type": "string" },
+                "port": { "x-kubernetes-int-or-string": true, "anyOf": [{ "type": "integer" }, { "type": "string" }] },
+                "tags": { "type": "array", "x-kubernetes-list-type": "set", "items": { "type": "string" } },
+                "none": { "type": "object", "nullable": true, "properties": { "a": { "type": "string" } } } },
+            "oneOf": [{ "properties": { "cidr": {} }, "required": ["cidr"] },
+                { "properties": { "group": {} }, "required": ["group"] }] }))
+        .unwrap();
+        let fine = |value: Value| schema.validate(&value).is_empty();
+        assert!(fine(json!({ "cidr": "c" })) && fine(json!({ "group": "g", "port": 80 })));
+        assert!(!fine(json!({})) && !fine(json!({ "cidr": "c", "group": "g" })));
+        assert!(
+            fine(json!({ "cidr": "c", "port": "http" }))
+                && !fine(json!({ "cidr": "c", "port": 1.5 }))
+        );
+        assert!(
+            fine(json!({ "cidr": "c", "tags": ["a", "b"] }))
+                && !fine(json!({ "cidr": "c", "tags": ["a", "a"] }))
+        );
+        assert!(fine(json!({ "cidr": "c", "none": null })) && !fine(json!({ "cidr": null })));
+    }
+
+    #[test]
     fn broken_schemas_are_refused() {
         for schema in [
             json!({ "type": "number2" }),
