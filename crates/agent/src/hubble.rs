@@ -17,12 +17,15 @@ use std::time::Duration;
 use anyhow::Context;
 use api::config::Config;
 use api::hubble::flow::{
-    AgentEvent, AgentEventType, EndpointUpdateNotification, IpCacheNotification, TimeNotification,
-    agent_event::Notification,
+    AgentEvent, AgentEventType, EndpointUpdateNotification, IpCacheNotification, LostEventSource,
+    TimeNotification, agent_event::Notification,
 };
+use flow::Row;
 use flow::directory::{Directory, IdentityLabels, Peer, Workload};
+use flow::export::{self, Export, Rotation};
 use flow::message::{NodeInfo, node_name, timestamp};
-use flow::observer::{Observer, now_ns};
+use flow::metrics::Metrics;
+use flow::observer::{Observer, Tap, now_ns};
 use flow::server::tls::{Identity as Certificate, Reloading, ServerFiles};
 use flow::server::{self, Listener, NodeAddress, PeerInfo, PeerService, Peers};
 use kernel::netlink::Netlink;
@@ -59,20 +62,46 @@ pub struct Known {
     pub ipcache: Table<IpcacheEntry>,
 }
 
+/// The observer, and what is counted of its flows.
+#[derive(Clone)]
+pub struct Hubble {
+    /// Sees every event.
+    pub observer: Arc<Observer>,
+    metrics: Arc<Metrics>,
+}
+
+/// Counts flows for whoever has a share of the metrics.
+struct Counting(Arc<Metrics>);
+
+impl Tap for Counting {
+    fn flow(&self, row: &Row) {
+        self.0.flow(row);
+    }
+
+    fn lost(&self, source: LostEventSource, count: u64) {
+        self.0.lost(source, count);
+    }
+}
+
 /// Makes the observer, if there shall be one.
-pub fn observer(config: &Config, node: &LocalNode) -> Option<Arc<Observer>> {
-    config.enable_hubble.then(|| {
-        let info = NodeInfo {
-            name: node_name(&config.cluster_name, &node.name.to_string()),
-            labels: Vec::new(),
-            cluster: config.cluster_name.clone(),
-            version: version(),
-            // Two observers of one node differ in when they began.
-            instance: now_ns() ^ (u64::from(std::process::id()) << 40),
-        };
-        let capacity = usize::try_from(config.hubble_event_buffer_capacity).unwrap_or(usize::MAX);
-        Arc::new(Observer::new(capacity, info, Vec::new()))
-    })
+pub fn observer(config: &Config, node: &LocalNode) -> anyhow::Result<Option<Hubble>> {
+    if !config.enable_hubble {
+        return Ok(None);
+    }
+    let metrics = Metrics::parse(config.hubble_metrics.split_whitespace());
+    let metrics = Arc::new(metrics.context("option hubble-metrics")?);
+    let taps: Vec<Box<dyn Tap>> = vec![Box::new(Counting(metrics.clone()))];
+    let info = NodeInfo {
+        name: node_name(&config.cluster_name, node.name.as_str()),
+        labels: Vec::new(),
+        cluster: config.cluster_name.clone(),
+        version: version(),
+        // Two observers of one node differ in when they began.
+        instance: now_ns() ^ (u64::from(std::process::id()) << 40),
+    };
+    let capacity = usize::try_from(config.hubble_event_buffer_capacity).unwrap_or(usize::MAX);
+    let observer = Arc::new(Observer::new(capacity, info, taps));
+    Ok(Some(Hubble { observer, metrics }))
 }
 
 fn version() -> String {
@@ -85,9 +114,15 @@ pub fn start(
     config: &Config,
     node: &Arc<LocalNode>,
     netlink: &Arc<Netlink>,
-    observer: &Arc<Observer>,
+    hubble: &Hubble,
     known: Known,
 ) -> anyhow::Result<()> {
+    let observer = &hubble.observer;
+    export(jobs, config, observer)?;
+    if let Some(listen) = config.hubble_metrics_server.0 {
+        let metrics = hubble.metrics.clone();
+        jobs.spawn("hubble-metrics", move |job| serve_metrics(job, listen, metrics));
+    }
     let (of, nodes) = (node.clone(), known.nodes.clone());
     jobs.spawn("hubble-directory", {
         let observer = observer.clone();
@@ -146,6 +181,59 @@ pub fn start(
         served.map_err(|error| error.to_string())
     });
     Ok(())
+}
+
+/// Writes flows to a file, where one is named.
+fn export(jobs: &Group, config: &Config, observer: &Arc<Observer>) -> anyhow::Result<()> {
+    let path = config.hubble_export_file_path.clone();
+    if path.is_empty() {
+        return Ok(());
+    }
+    let allow = export::filters(&config.hubble_export_allowlist)
+        .context("option hubble-export-allowlist")?;
+    let deny =
+        export::filters(&config.hubble_export_denylist).context("option hubble-export-denylist")?;
+    let rotation = Rotation {
+        len_max: u64::from(config.hubble_export_file_max_size_mb) << 20,
+        backups_max: usize::try_from(config.hubble_export_file_max_backups).unwrap_or(usize::MAX),
+    };
+    let export = Export::new(&path, rotation, &allow, &deny, &config.hubble_export_fieldmask);
+    let export = export.context("option hubble-export-file-path")?;
+    let observer = observer.clone();
+    jobs.spawn("hubble-export", move |job| async move {
+        job.ok(&path);
+        tokio::select! {
+            () = job.stop.cancelled() => {}
+            // A full disk must not end the agent.
+            Err(error) = export.run(observer) => {
+                tracing::warn!(%error, path, "Flows are no longer written to the file");
+                job.degraded(error);
+                job.stop.cancelled().await;
+            }
+        }
+        Ok::<(), String>(())
+    });
+    Ok(())
+}
+
+/// Answers `/metrics` for Prometheus.
+async fn serve_metrics(job: Job, listen: SocketAddr, metrics: Arc<Metrics>) -> Result<(), String> {
+    let headers = [("content-type", "text/plain; version=0.0.4; charset=utf-8")];
+    let answer = move || {
+        let metrics = metrics.clone();
+        async move { (headers, metrics.render()) }
+    };
+    let router = axum::Router::new().route("/metrics", axum::routing::get(answer));
+    let listener = bind(listen).await.map_err(|error| {
+        format!("cannot listen on {listen} (option hubble-metrics-server): {error}")
+    })?;
+    job.ok(listen);
+    tokio::select! {
+        () = job.stop.cancelled() => Ok(()),
+        served = axum::serve(listener, router).into_future() => {
+            served.map_err(|error| error.to_string())
+        }
+    }
 }
 
 /// Waits until there are certificates; false when told to stop before.

@@ -182,8 +182,8 @@ pub async fn run(loaded: Loaded, name: NodeName) -> anyhow::Result<()> {
     let queue_lock = catch_up_with_queue(&config, &endpoints).await?;
 
     // 7 REST API, Hubble.
-    let observer = hubble::observer(&config, &node);
-    if let Some(observer) = &observer {
+    let hubble = hubble::observer(&config, &node)?;
+    if let Some(hubble) = &hubble {
         let known = hubble::Known {
             endpoints: endpoint_table,
             pods: intent.pods.clone(),
@@ -192,7 +192,7 @@ pub async fn run(loaded: Loaded, name: NodeName) -> anyhow::Result<()> {
             identities: all_identities,
             ipcache: maps.ipcache_table.clone(),
         };
-        hubble::start(&jobs, &config, &node, &netlink, observer, known)?;
+        hubble::start(&jobs, &config, &node, &netlink, hubble, known)?;
     }
     let agent = Arc::new(Agent {
         prober: health::prober(&config, &node, &intent.nodes),
@@ -207,7 +207,7 @@ pub async fn run(loaded: Loaded, name: NodeName) -> anyhow::Result<()> {
         policies,
         datapath: datapath.clone(),
         health: jobs.health().clone(),
-        monitor: Arc::new(Monitor::new(observer.clone())),
+        monitor: Arc::new(Monitor::new(hubble.map(|hubble| hubble.observer))),
         ready: ready.clone(),
     });
     let socket = Socket::open(&agent.config.socket_path)
@@ -243,6 +243,11 @@ pub async fn run(loaded: Loaded, name: NodeName) -> anyhow::Result<()> {
             interval_max: agent.config.conntrack_gc_max_interval,
         };
         move |job| crate::conntrack::run(job, datapath, endpoints, pace)
+    });
+    jobs.spawn("policy-lockdown", {
+        let (client, table) = (client.clone(), agent.policies.table.clone());
+        let (endpoints, engine) = (endpoints.table().clone(), agent.policies.engine.clone());
+        move |job| policy::lockdown::run(job, client, table, endpoints, engine)
     });
     jobs.spawn("policy-report", {
         let (client, namespace) = (client.clone(), agent.config.k8s_namespace.clone());

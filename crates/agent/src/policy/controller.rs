@@ -266,6 +266,8 @@ struct Controller {
     maps: MapProgress,
     retirements: Vec<Retirement>,
     failed: BTreeMap<u32, String>,
+    /// Whether the kernel holds no slot of an earlier agent any more that nobody uses.
+    is_pruned: bool,
 }
 
 /// Follows everything, for ever.
@@ -279,7 +281,8 @@ pub async fn run(
 ) -> Result<(), String> {
     let mut readers = Readers::new(&sources);
     let (retirements, failed) = (Vec::new(), BTreeMap::new());
-    let mut controller = Controller { engine, outputs, maps, retirements, failed };
+    let mut controller =
+        Controller { engine, outputs, maps, retirements, failed, is_pruned: false };
     let mut retry_at = None;
     loop {
         let inputs = readers.take();
@@ -388,14 +391,18 @@ impl Controller {
                 self.retirements.push(Retirement { at: now + GRACE, ..retirement });
                 continue;
             }
-            self.empty_slots(&retirement.slots).await;
+            if !self.are_emptied(&retirement.slots).await {
+                self.retirements.push(Retirement { at: now + GRACE, ..retirement });
+                continue;
+            }
             let mut engine = self.engine.lock();
             retirement.slots.iter().for_each(|slot| engine.emptied(*slot));
             engine.forget_identities(&retirement.identities);
         }
     }
 
-    async fn empty_slots(&mut self, slots: &BTreeSet<u32>) {
+    /// Has slots emptied; false when the kernel refuses for now, and their numbers must rest on.
+    async fn are_emptied(&mut self, slots: &BTreeSet<u32>) -> bool {
         let ((), revision) = self.outputs.slots.commit(|txn| {
             for slot in slots {
                 txn.delete(slot);
@@ -404,14 +411,17 @@ impl Controller {
         if let Some(complete) = self.outputs.slots_complete.take() {
             // What the agent before us had and nobody uses goes with the first full pass after this.
             complete.done();
-            if let Err(error) = self.maps.policy.pruned().await {
-                tracing::warn!(%error, "Slots of an earlier agent were not emptied");
-            }
+        }
+        if !self.is_pruned {
+            let pruned = tokio::time::timeout(GRACE, self.maps.policy.pruned()).await;
+            self.is_pruned = matches!(pruned, Ok(Ok(())));
         }
         for slot in slots {
-            // A refusal is not ours to handle: the reconciler tries again, before it writes the slot.
-            let _ = self.maps.policy.settled(slot, revision).await;
+            if !self.is_pruned || self.maps.policy.settled(slot, revision).await.is_err() {
+                return false;
+            }
         }
+        true
     }
 
     fn summary(&self) -> String {

@@ -19,6 +19,7 @@
 pub mod controller;
 pub mod engine;
 pub mod local_identity;
+pub mod lockdown;
 pub mod realize;
 pub mod slots;
 pub mod tables;
