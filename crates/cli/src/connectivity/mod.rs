@@ -39,8 +39,8 @@ use crate::nodes::{Node, Nodes};
 use crate::output::{self, Outcome, Style, Table};
 
 /// Commands that run in pods at the same time: none changes anything, so they do not disturb each
-/// other, but the machine may be small.
-const ACTIONS_IN_FLIGHT: usize = 8;
+/// other, and most of them wait.
+const ACTIONS_IN_FLIGHT: usize = 16;
 /// What a command may take beyond the time that it gives itself.
 const EXEC_MARGIN: Duration = Duration::from_secs(10);
 /// Between two rounds of probes of an agent.

@@ -37,20 +37,17 @@ fn actions(results: &Value) -> Vec<&Value> {
     scenarios.flat_map(|scenario| scenario["actions"].as_array().unwrap()).collect()
 }
 
-/// Every scenario has actions of exactly these families, and all succeed.
+/// The tests without policies, and those with.
+const OPEN: &str = "--test=^no-policies/|^pod-to-pod-no-frag/|^health/";
+const POLICIES: &str = "--test=!^no-policies/,!^pod-to-pod-no-frag/,!^health/";
+
+/// Every scenario without policies has actions of exactly these families, and all succeed.
 fn check(test: &str, settings: &[&str], families: &[&str]) {
     if !can_run(test) {
         return;
     }
     let lab = Lab::up(2, settings, &[]);
-    let output = connectivity_test(&lab, &[&PATIENT[..], &["-o", "json"]].concat());
-    if !output.status.success() {
-        lab.print_world();
-        panic!("{}", text(&output));
-    }
-    let results = results(&lab, &output);
-    assert_eq!(results["success"], true);
-    assert_eq!(results["failed"], 0);
+    let results = succeed(&lab, &[&PATIENT[..], &[OPEN]].concat());
     let done: BTreeSet<(String, &str)> = actions(&results)
         .into_iter()
         .filter(|action| !action["name"].as_str().unwrap().starts_with("health/"))
@@ -77,6 +74,77 @@ fn check(test: &str, settings: &[&str], families: &[&str]) {
         action["name"].as_str().unwrap().starts_with("health/cilium-health/probe-")
     });
     assert_eq!(health.count(), 2, "{results}");
+}
+
+fn succeed(lab: &Lab, args: &[&str]) -> Value {
+    let output = connectivity_test(lab, &[args, &["-o", "json"]].concat());
+    if !output.status.success() {
+        lab.print_world();
+        panic!("{}", text(&output));
+    }
+    let results = results(lab, &output);
+    assert_eq!(results["success"], true);
+    assert_eq!(results["failed"], 0);
+    results
+}
+
+/// Every test with policies succeeds, over both families where there are both.
+fn check_policies(test: &str, settings: &[&str]) {
+    if !can_run(test) {
+        return;
+    }
+    let lab = Lab::up(2, settings, &[]);
+    let results = succeed(&lab, &[&PATIENT[..], &[POLICIES]].concat());
+    let tests = results["tests"].as_array().unwrap();
+    assert!(tests.len() > 40, "{} tests", tests.len());
+    for test in tests {
+        for scenario in test["scenarios"].as_array().unwrap() {
+            assert!(scenario["skipped"].is_null(), "{scenario}");
+            for family in ["-ipv4-", "-ipv6-"] {
+                let actions = scenario["actions"].as_array().unwrap();
+                let is_of = |action: &Value| action["name"].as_str().unwrap().contains(family);
+                assert!(actions.iter().any(is_of), "{family}: {scenario}");
+            }
+        }
+    }
+    // Nothing of it stays.
+    for kind in ["cnp", "ccnp", "netpol", "ciliumcidrgroups"] {
+        assert_eq!(lab.kubectl(&["get", kind, "-A", "-o", "name"]), "");
+    }
+}
+
+#[test]
+fn connectivity_test_policies_tunnel() {
+    check_policies("connectivity_test_policies_tunnel", &[]);
+}
+
+#[test]
+fn connectivity_test_policies_native() {
+    check_policies("connectivity_test_policies_native", &NATIVE);
+}
+
+/// Where agents enforce nothing, every test fails that expects silence, by exactly those actions.
+#[test]
+fn connectivity_test_fails_when_policies_are_not_enforced() {
+    if !can_run("connectivity_test_fails_when_policies_are_not_enforced") {
+        return;
+    }
+    let lab = Lab::up(2, &["enable-policy=never"], &[]);
+    let policies = [POLICIES, "--ip-families=ipv4", "-o", "json"];
+    let output = connectivity_test(&lab, &[&PATIENT[..], &policies].concat());
+    assert_eq!(output.status.code(), Some(1), "{}", text(&output));
+    let results = results(&lab, &output);
+    for test in results["tests"].as_array().unwrap() {
+        let scenarios = test["scenarios"].as_array().unwrap().iter();
+        let actions: Vec<&Value> =
+            scenarios.flat_map(|scenario| scenario["actions"].as_array().unwrap()).collect();
+        let failed: Vec<&&Value> = actions.iter().filter(|a| a["success"] == false).collect();
+        assert!(!failed.is_empty(), "{} is green without enforcement", test["name"]);
+        for action in failed {
+            let error = action["error"].as_str().unwrap();
+            assert!(error.starts_with("policy should drop it, but"), "{action}");
+        }
+    }
 }
 
 #[test]
@@ -122,14 +190,15 @@ fn connectivity_test_fails_when_a_wire_is_cut() {
     }
     let lab = Lab::up(2, &[], &[]);
     let quick = [&QUICK[..], &["--ip-families=ipv4"]].concat();
-    let whole = connectivity_test(&lab, &[&quick[..], &["--test=/pod-to-pod$"]].concat());
+    let whole =
+        connectivity_test(&lab, &[&quick[..], &["--test=^no-policies/pod-to-pod$"]].concat());
     if !whole.status.success() {
         lab.print_world();
         panic!("{}", text(&whole));
     }
     // The exec streams do not cross this wire: the supervisor serves them itself.
     lab.on_node("hub", &["ip", "link", "set", "node-2", "down"]);
-    let args = [&quick[..], &["--test=/pod-to-pod$", "-o", "json"]].concat();
+    let args = [&quick[..], &["--test=^no-policies/pod-to-pod$", "-o", "json"]].concat();
     let cut = connectivity_test(&lab, &args);
     assert_eq!(cut.status.code(), Some(1), "{}", text(&cut));
     let results = results(&lab, &cut);
@@ -159,7 +228,9 @@ fn connectivity_test_fails_when_large_packets_are_lost() {
     }
     let lab = Lab::up(2, &[], &[]);
     lab.on_node("node-1", &["ip", "link", "set", "eth0", "mtu", "1400"]);
-    let args = [&QUICK[..], &["--test=/pod-to-pod", "-o", "json"]].concat();
+    let args =
+        [&QUICK[..], &["--test=^no-policies/pod-to-pod$|^pod-to-pod-no-frag/", "-o", "json"]]
+            .concat();
     let output = connectivity_test(&lab, &args);
     assert_eq!(output.status.code(), Some(1), "{}", text(&output));
     let results = results(&lab, &output);
@@ -190,7 +261,7 @@ fn connectivity_test_usage() {
     assert_eq!(wrong.status.code(), Some(1), "{}", text(&wrong));
     assert!(text(&wrong).contains("--list"), "{}", text(&wrong));
     // One node is enough for what one node can show.
-    let args = [&PATIENT[..], &["-o", "junit", "--test", "/pod-to-pod$"]].concat();
+    let args = [&PATIENT[..], &["-o", "junit", "--test", "^no-policies/pod-to-pod$"]].concat();
     let junit = connectivity_test(&lab, &args);
     assert!(junit.status.success(), "{}", text(&junit));
     let junit = String::from_utf8_lossy(&junit.stdout).into_owned();
