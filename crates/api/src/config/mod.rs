@@ -228,6 +228,22 @@ options! {
         "Key of Hubble's server; read again when it changes.";
     AGENT "hubble-tls-client-ca-files" hubble_tls_client_ca_files: Vec<String> = "",
         "Authorities that Hubble's clients need a certificate of; empty asks for none.";
+    AGENT "hubble-metrics" hubble_metrics: String = "",
+        "Metrics of flows, separated by blanks, each name:option=value;option=value, such as drop:sourceContext=pod|ip.";
+    AGENT "hubble-metrics-server" hubble_metrics_server: ListenAddress = "",
+        "Address of /metrics of Hubble, such as :9965; empty switches it off.";
+    AGENT "hubble-export-file-path" hubble_export_file_path: String = "",
+        "File that flows are written to as JSON, or stdout; empty writes none.";
+    AGENT "hubble-export-file-max-size-mb" hubble_export_file_max_size_mb: u32 = "10",
+        "Megabytes after which the file of flows is put aside.";
+    AGENT "hubble-export-file-max-backups" hubble_export_file_max_backups: u32 = "5",
+        "Files of flows put aside that are kept.";
+    AGENT "hubble-export-allowlist" hubble_export_allowlist: String = "",
+        "FlowFilters as JSON, one after the other: only flows that match one are written.";
+    AGENT "hubble-export-denylist" hubble_export_denylist: String = "",
+        "FlowFilters as JSON, one after the other: flows that match one are not written.";
+    AGENT "hubble-export-fieldmask" hubble_export_fieldmask: Vec<String> = "",
+        "Fields of flows that are written; empty writes all.";
     AGENT "hubble-prefer-ipv6" hubble_prefer_ipv6: bool = "false",
         "Tell relays the IPv6 addresses of nodes that have both.";
 
