@@ -181,7 +181,11 @@ fn update_tcp(flow: &mut Flow, l4: &L4, met: &mut Met, now: u32, config: &Datapa
         return;
     }
     if is_assured {
-        return prolong(flow, now + config.ct_tcp_ticks);
+        // A reset may be forged, so it ends nothing yet. If nobody speaks after it, it was real, and a
+        // table full of such flows would refuse new ones.
+        let is_reset = l4.tcp_flags & tcp::RST != 0;
+        let ticks = if is_reset { config.ct_syn_ticks } else { config.ct_tcp_ticks };
+        return prolong(flow, now + ticks);
     }
     if is_reply {
         await_acknowledgement(flow, l4);

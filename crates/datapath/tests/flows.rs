@@ -348,9 +348,19 @@ fn a_reset_closes_what_was_never_open_and_only_its_senders_side_of_the_rest() {
     world.shake_hands();
     assert_eq!(world.b_says(RST, (901, 0)), None);
     assert_eq!(world.flows(), (1, 0), "a forged reset ends nothing");
-    world.pass_time(3_600);
+    world.pass_time(50);
     assert_eq!(world.a_says(ACK, (6, 901)), None);
     assert_eq!(world.reason.get(), TRACE_REASON_ESTABLISHED);
+    world.pass_time(3_600);
+    assert_eq!(world.a_says(ACK, (6, 901)), None);
+    assert_eq!(world.reason.get(), TRACE_REASON_ESTABLISHED, "as if there had been no reset");
+    assert_eq!(world.b_says(RST, (901, 0)), None);
+    world.pass_time(65);
+    assert_eq!(world.a_says(ACK, (6, 901)), None);
+    assert_eq!(world.reason.get(), TRACE_REASON_NEW, "nobody spoke: it was a real one");
+    let world = World::new(false);
+    world.shake_hands();
+    assert_eq!(world.b_says(RST, (901, 0)), None);
     // A SYN after a reset is a new connection.
     assert_eq!(world.a_says(SYN, (50, 0)), None);
     assert_eq!(world.reason.get(), TRACE_REASON_NEW);
