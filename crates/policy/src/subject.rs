@@ -528,7 +528,11 @@ impl SubjectState {
             }
         }
         let side = &self.sides[direction];
-        for key in side.keys.keys().filter(|key| **key != ANY && !AGGREGATES.contains(key)) {
+        if !side.shape.pass {
+            below.retain(|_, changed| !changed.is_empty());
+        }
+        let looking = side.keys.keys().filter(|_| !below.is_empty());
+        for key in looking.filter(|key| **key != ANY && !AGGREGATES.contains(key)) {
             let Some(changed) = below.get(&surroundings.selectors.aggregate(*key)) else {
                 continue;
             };

@@ -573,7 +573,6 @@ impl Repository {
 
     /// How much of the best of these selectors the peer fulfils, in percent, and what not: what is
     /// expected and what is found. `None` where there is no selector.
-    #[expect(clippy::type_complexity, reason = "a name would say less than the sentence above")]
     fn closeness(
         &self,
         peers: &Peers,
