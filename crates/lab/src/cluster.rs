@@ -28,6 +28,7 @@ pub const EVENTS: &str = "events";
 pub const CONFIG_MAPS: &str = "configmaps";
 pub const SECRETS: &str = "secrets";
 pub const SERVICES: &str = "services";
+pub const CLAIMS: &str = "persistentvolumeclaims";
 pub const LEASES: &str = "leases.coordination.k8s.io";
 pub const CILIUM_NODES: &str = "ciliumnodes.cilium.io";
 

@@ -90,7 +90,7 @@ pub async fn report(node: Arc<Node>, _spec: NodeSpec, mut agent: watch::Receiver
     let lease = json!({
         "apiVersion": "coordination.k8s.io/v1", "kind": "Lease",
         "metadata": {"name": node.name, "namespace": LEASE_NAMESPACE},
-        "spec": {"holderIdentity": node.name, "leaseDurationSeconds": 40},
+        "spec": {"holderIdentity": node.name, "leaseDurationSeconds": 40, "renewTime": micro_now()},
     });
     if node.cluster.find(LEASES, LEASE_NAMESPACE, &node.name).is_none() {
         if let Err(error) = node.cluster.create(LEASES, lease) {
@@ -99,10 +99,15 @@ pub async fn report(node: Arc<Node>, _spec: NodeSpec, mut agent: watch::Receiver
     }
     let mut written: Option<bool> = None;
     let mut cleaned = false;
-    let mut beat = Instant::now();
+    // At once: somebody else may have looked after the node before.
+    let mut beat = None;
     let mut starting = STARTING;
     loop {
-        node.place.awake().await;
+        if node.place.is_paused() {
+            node.place.awake().await;
+            // It may have been given up meanwhile.
+            (written, beat) = (None, None);
+        }
         let status = health(&node).await;
         let ready = status.is_ok();
         if written != Some(ready) {
@@ -125,8 +130,8 @@ pub async fn report(node: Arc<Node>, _spec: NodeSpec, mut agent: watch::Receiver
                 Err(error) => warn!(node = node.name, "{error}"),
             }
         }
-        if beat.elapsed() >= HEARTBEAT {
-            beat = Instant::now();
+        if beat.is_none_or(|beat: Instant| beat.elapsed() >= HEARTBEAT) {
+            beat = Some(Instant::now());
             let renew = json!({"spec": {"renewTime": micro_now()}});
             if let Err(error) = node.cluster.merge(LEASES, LEASE_NAMESPACE, &node.name, "", renew) {
                 warn!(node = node.name, "heartbeat: {error:#}");

@@ -5,6 +5,7 @@
 //!     lock                             held by the guardian as long as it lives
 //!     spec.json                        what was asked for
 //!     up  api-port  api-server/        what a supervisor needs that takes over: the cluster's objects and the like
+//!     claims/<uid>                     persistent volumes
 //!     exits/                           how processes have ended that nobody was the parent of
 //!     kubeconfig                       for users: the API server, with an administrator's rights
 //!     kubeconfig-agent, -operator      for the programs: seen from the nodes, with their rights
@@ -293,6 +294,11 @@ impl Paths {
     /// What the node keeps for a pod; at the same path inside nodes.
     pub fn pod(&self, uid: &str) -> PathBuf {
         self.dir.join("pods").join(uid)
+    }
+
+    /// The directory behind a persistent volume claim; at the same path inside nodes.
+    pub fn claim(&self, uid: &str) -> PathBuf {
+        self.dir.join("claims").join(uid)
     }
 
     /// The nodes' `resolv.conf`; at the same path inside nodes.

@@ -36,7 +36,7 @@ use tracing::{info, warn};
 
 use crate::apiserver::{self, ApiServer};
 use crate::arrival;
-use crate::cluster::{CILIUM_NODES, CONFIG_MAPS, Cluster, KUBE_SYSTEM, PODS};
+use crate::cluster::{CILIUM_NODES, CLAIMS, CONFIG_MAPS, Cluster, KUBE_SYSTEM, PODS};
 use crate::control::{Answer, Located, NodeStatus, Request, Status};
 use crate::controllers;
 use crate::hubble;
@@ -205,6 +205,7 @@ async fn supervise(spec: &Spec, launcher: &mut Launcher) -> Result<()> {
     tasks.spawn(controllers::run(api_server.api(), CancellationToken::new()));
     let senders = nodes.iter().map(|n| (n.node.name.clone(), n.pods.clone())).collect();
     tasks.spawn(dispatch_pods(cluster.clone(), senders));
+    tasks.spawn(remove_claims(cluster.clone(), paths.clone()));
     let log_dir = paths.log("").parent().map(Path::to_owned);
     tasks.spawn(logs::times::keep(log_dir.context("logs are in a directory")?));
     let dns_ready = cluster_dns.subscribe();
@@ -688,6 +689,18 @@ async fn find_cluster_dns(cluster: Cluster, servers: watch::Sender<Vec<IpAddr>>)
         // The last server's address stays: pods without any would ask the world outside.
         if !found.is_empty() {
             servers.send_if_modified(|old| std::mem::replace(old, found.clone()) != found);
+        }
+    }
+}
+
+/// Removes what was kept for claims that are gone.
+async fn remove_claims(cluster: Cluster, paths: Paths) {
+    let mut watch = cluster.watch(CLAIMS);
+    loop {
+        let change = watch.next().await;
+        if change.gone {
+            // One that nobody has used has none.
+            let _ = fs::remove_dir_all(paths.claim(&change.object.uid));
         }
     }
 }

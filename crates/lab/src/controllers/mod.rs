@@ -12,13 +12,17 @@
 //!
 //! Deletion of what is owned by deleted objects is the API server's garbage collection.
 
+mod claim;
+mod cronjob;
 mod daemonset;
 mod deployment;
 mod endpoints;
 mod job;
+mod node;
 mod pods;
 mod replicaset;
 mod revisions;
+mod schedule;
 mod statefulset;
 #[cfg(test)]
 mod tests;
@@ -57,10 +61,26 @@ const REPLICA_SETS: &str = "replicasets.apps";
 const DAEMON_SETS: &str = "daemonsets.apps";
 const STATEFUL_SETS: &str = "statefulsets.apps";
 const JOBS: &str = "jobs.batch";
+const CRON_JOBS: &str = "cronjobs.batch";
+const LEASES: &str = "leases.coordination.k8s.io";
+/// Where nodes say that they live.
+const NODE_LEASES: &str = "kube-node-lease";
+const CLAIMS: &str = "persistentvolumeclaims";
+const VOLUMES: &str = "persistentvolumes";
 
 /// What has a controller.
-const CONTROLLED: [&str; 6] =
-    [DEPLOYMENTS, REPLICA_SETS, DAEMON_SETS, STATEFUL_SETS, JOBS, SERVICES];
+const CONTROLLED: [&str; 10] = [
+    DEPLOYMENTS,
+    REPLICA_SETS,
+    DAEMON_SETS,
+    STATEFUL_SETS,
+    JOBS,
+    CRON_JOBS,
+    SERVICES,
+    NODES,
+    CLAIMS,
+    VOLUMES,
+];
 /// What has pods of its own.
 const OWNERS_OF_PODS: [&str; 4] = [REPLICA_SETS, DAEMON_SETS, STATEFUL_SETS, JOBS];
 
@@ -240,6 +260,8 @@ impl Controllers {
                 self.note_services(object, previous);
             }
             REPLICA_SETS => self.note_owners(object, previous, &[DEPLOYMENTS]),
+            JOBS => self.note_owners(object, previous, &[CRON_JOBS]),
+            CLAIMS => self.enqueue(VOLUMES, &Key::new("", &claim::volume_name(&object.uid))),
             NODES => self.note_node(written),
             ENDPOINTS => self.enqueue(SERVICES, &object.key),
             SLICES => {
@@ -369,6 +391,28 @@ impl Controllers {
                 let current = self.api.store.get(ENDPOINTS, &work.key).map(|one| self.parse(&one));
                 endpoints::plan(&object, &pods, &slices, current.as_ref())
             }
+            NODES => self.plan_node(&object, time),
+            CRON_JOBS => {
+                let uid = pods::uid(&object).to_owned();
+                let mut jobs = self.in_namespace(JOBS, namespace);
+                jobs.retain(|job| {
+                    let owners = job["metadata"]["ownerReferences"].as_array();
+                    owners.into_iter().flatten().any(|owner| owner["uid"] == *uid)
+                });
+                cronjob::plan(&object, &jobs, cronjob::zone(&object), time)
+            }
+            CLAIMS => {
+                let volume = Key::new("", &claim::volume_name(pods::uid(&object)));
+                let volume = self.api.store.get(VOLUMES, &volume).map(|one| self.parse(&one));
+                claim::plan(&object, volume.as_ref())
+            }
+            VOLUMES => {
+                let claim = &object["spec"]["claimRef"];
+                let text = |field: &str| claim[field].as_str().unwrap_or_default();
+                let key = Key::new(text("namespace"), text("name"));
+                let claim = self.api.store.get(CLAIMS, &key).map(|one| self.parse(&one));
+                claim::plan_volume(&object, claim.as_ref())
+            }
             DEPLOYMENTS => {
                 let candidates = self.candidates(REPLICA_SETS, &object);
                 let sets = pods::claim(REPLICA_SETS, &object, &candidates);
@@ -383,7 +427,10 @@ impl Controllers {
                 match kind {
                     REPLICA_SETS => after(pods, |pods| replicaset::plan(&object, pods, time)),
                     STATEFUL_SETS => {
-                        after(pods, |pods| statefulset::plan(&object, pods, &revisions, time))
+                        let claims = self.in_namespace(CLAIMS, namespace);
+                        after(pods, |pods| {
+                            statefulset::plan(&object, pods, &revisions, &claims, time)
+                        })
                     }
                     DAEMON_SETS => {
                         let nodes = self.in_namespace(NODES, "");
@@ -394,6 +441,17 @@ impl Controllers {
             }
         };
         self.carry_out(work, plan);
+    }
+
+    fn plan_node(&mut self, node: &Arc<Value>, now: i64) -> Plan {
+        let lease = self.api.store.get(LEASES, &Key::new(NODE_LEASES, pods::name(node)));
+        let lease = lease.map(|lease| self.parse(&lease));
+        let mut pods = Vec::new();
+        if node::concerns_pods(node, lease.as_deref(), now) {
+            pods = self.in_namespace(PODS, "");
+            pods.retain(|pod| pod["spec"]["nodeName"] == node["metadata"]["name"]);
+        }
+        node::plan(node, lease.as_deref(), &pods, now)
     }
 
     /// Endpoints have no owner: they go when their Service has gone.
@@ -541,10 +599,12 @@ fn record(
         kind => format!("{}-controller", kind.to_lowercase()),
     };
     let time = now();
+    // What has no namespace is told in the default one.
+    let namespace = Some(&*key.namespace).filter(|one| !one.is_empty()).unwrap_or("default");
     // The same words about the same object have the same name.
     let hash = pods::hash(&json!([about["metadata"]["uid"], reason, message]));
     let name = format!("{}.{hash}", key.name);
-    let target = api.target("events", &key.namespace, &name)?;
+    let target = api.target("events", namespace, &name)?;
     let options = WriteOptions::by(MANAGER);
     if let Ok(known) = api.get(&target) {
         let count = known.value()["count"].as_i64().unwrap_or(1) + 1;
@@ -552,7 +612,7 @@ fn record(
         return api.patch(&target, &Patch::Merge(patch), &options).map(drop);
     }
     let event = json!({
-        "metadata": { "name": name, "namespace": key.namespace },
+        "metadata": { "name": name, "namespace": namespace },
         "involvedObject": { "apiVersion": about["apiVersion"], "kind": kind, "namespace": key.namespace,
             "name": key.name, "uid": about["metadata"]["uid"],
             "resourceVersion": about["metadata"]["resourceVersion"] },
@@ -560,7 +620,7 @@ fn record(
         "count": 1, "firstTimestamp": time, "lastTimestamp": time,
         "source": { "component": component }, "reportingComponent": component, "reportingInstance": "",
     });
-    let target = api.target("events", &key.namespace, "")?;
+    let target = api.target("events", namespace, "")?;
     api.create(&target, event, &options).map(drop)
 }
 

@@ -10,9 +10,16 @@ use serde_json::{Value, json};
 
 use super::pods::{self, is_deleting, is_ready, name};
 use super::revisions::{self, HASH_LABEL};
-use super::{Action, PODS, Plan, STATEFUL_SETS};
+use super::{Action, CLAIMS, PODS, Plan, STATEFUL_SETS};
 
-pub(super) fn plan(set: &Arc<Value>, owned: &[Arc<Value>], known: &[Arc<Value>], now: i64) -> Plan {
+/// `known` are the set's revisions, `claims` the volume claims of its namespace.
+pub(super) fn plan(
+    set: &Arc<Value>,
+    owned: &[Arc<Value>],
+    known: &[Arc<Value>],
+    claims: &[Arc<Value>],
+    now: i64,
+) -> Plan {
     let mut plan = Plan::default();
     let update =
         if is_deleting(set) { Value::Null } else { revisions::present(set, known, &mut plan) };
@@ -25,7 +32,7 @@ pub(super) fn plan(set: &Arc<Value>, owned: &[Arc<Value>], known: &[Arc<Value>],
     if !is_deleting(set) {
         // Pods below the partition are made from the old template, as long as that is known.
         let current = known.iter().find(|one| name(one) == current_name);
-        state.step(current.map_or(&update, |one| one), &update, &mut plan);
+        state.step(claims, current.map_or(&update, |one| one), &update, &mut plan);
         let used = |one: &Value| {
             name(one) == update_name
                 || name(one) == current_name
@@ -85,13 +92,13 @@ impl<'a> State<'a> {
     }
 
     /// The next step towards what is wanted.
-    fn step(&self, current: &Value, update: &Value, plan: &mut Plan) {
+    fn step(&self, claims: &[Arc<Value>], current: &Value, update: &Value, plan: &mut Plan) {
         let in_order = self.set["spec"]["podManagementPolicy"] != "Parallel";
         let rolling = self.set["spec"]["updateStrategy"]["type"] == "RollingUpdate";
         for ordinal in self.start..self.start + self.wanted {
             let Some((_, pod)) = self.pods.iter().find(|(one, _)| *one == ordinal) else {
                 let old = rolling && ordinal < self.start + self.partition();
-                self.create(ordinal, if old { current } else { update }, plan);
+                self.create(ordinal, if old { current } else { update }, claims, plan);
                 if in_order {
                     return;
                 }
@@ -131,7 +138,7 @@ impl<'a> State<'a> {
         }
     }
 
-    fn create(&self, ordinal: i64, revision: &Value, plan: &mut Plan) {
+    fn create(&self, ordinal: i64, revision: &Value, claims: &[Arc<Value>], plan: &mut Plan) {
         let mut owner = Value::clone(self.set);
         let mut template = revision["data"]["spec"]["template"].clone();
         if let Some(template) = template.as_object_mut() {
@@ -154,9 +161,40 @@ impl<'a> State<'a> {
         {
             pod["spec"]["subdomain"] = json!(service);
         }
+        self.claim(&pod_name, &mut pod, claims, plan);
         plan.push(Action::Create { resource: PODS, object: pod });
         let message = format!("create Pod {pod_name} in StatefulSet {} successful", name(self.set));
         plan.event(self.set, "SuccessfulCreate", message);
+    }
+
+    /// Gives a pod volumes of its own, which stay when it goes and are its successor's.
+    fn claim(&self, pod_name: &str, pod: &mut Value, claims: &[Arc<Value>], plan: &mut Plan) {
+        let templates = self.set["spec"]["volumeClaimTemplates"].as_array();
+        for template in templates.into_iter().flatten() {
+            let volume = name(template);
+            let claim_name = format!("{volume}-{pod_name}");
+            let mut volumes = pod["spec"]["volumes"].as_array().cloned().unwrap_or_default();
+            volumes.retain(|one| one["name"] != *volume);
+            let source = json!({ "claimName": claim_name });
+            volumes.push(json!({ "name": volume, "persistentVolumeClaim": source }));
+            pod["spec"]["volumes"] = json!(volumes);
+            if claims.iter().any(|claim| name(claim) == claim_name) {
+                continue;
+            }
+            let labels = &self.set["spec"]["selector"]["matchLabels"];
+            let object = json!({
+                "apiVersion": "v1", "kind": "PersistentVolumeClaim",
+                "metadata": { "name": claim_name, "labels": labels,
+                    "namespace": self.set["metadata"]["namespace"] },
+                "spec": template["spec"],
+            });
+            plan.push(Action::Create { resource: CLAIMS, object });
+            let message = format!(
+                "create Claim {claim_name} Pod {pod_name} in StatefulSet {} success",
+                name(self.set)
+            );
+            plan.event(self.set, "SuccessfulCreate", message);
+        }
     }
 
     fn delete(&self, pod: &Arc<Value>, plan: &mut Plan) {

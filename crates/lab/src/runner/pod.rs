@@ -467,6 +467,7 @@ impl Worker {
                         stopping = wanted;
                         stopper.send_replace(wanted);
                     }
+                    self.assert_status();
                 }
                 () = volume_changes.next() => self.refresh_volumes().await,
             }
@@ -511,6 +512,20 @@ impl Worker {
         match written {
             Ok(()) => self.written = status,
             Err(error) => warn!(pod = self.name, "write status: {error:#}"),
+        }
+    }
+
+    /// Says again what is true where somebody else has said something different: the pod counts as not
+    /// ready when its node has not been heard of for a while.
+    fn assert_status(&mut self) {
+        let ready = |status: &PodStatus| {
+            let mut conditions = status.conditions.iter().flatten();
+            conditions.find(|c| c.type_ == "Ready").map(|c| c.status.clone())
+        };
+        let said = self.pod().status.clone().unwrap_or_default();
+        if ready(&said).is_some() && ready(&said) != ready(&self.written) {
+            self.written = said;
+            self.write_status();
         }
     }
 

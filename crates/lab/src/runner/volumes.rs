@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!   <lab>/pods/<uid>/volumes/<name>      emptyDir, configMap, secret, projected, downwardAPI
+//!   <lab>/claims/<uid>                   persistentVolumeClaim
 //!   anywhere on the node                 hostPath
 //! ```
 
@@ -21,7 +22,7 @@ use super::environment::expand;
 use super::payload::{self, Payload, PayloadError, Sources};
 use super::rootfs::Bind;
 use super::{Node, Shared, resources};
-use crate::cluster::Token;
+use crate::cluster::{CLAIMS, Token};
 
 /// Longest time until a token is renewed, however long it is good.
 const TOKEN_AGE_MAX: Duration = Duration::from_secs(24 * 3600);
@@ -89,10 +90,28 @@ impl Volumes {
         } else if let Some(host_path) = &volume.host_path {
             let host_path = host_path.clone();
             self.node.place.run(move || check_host_path(&host_path)).await??;
+        } else if let Some(claim) = &volume.persistent_volume_claim {
+            let dir = self.claim(pod, &claim.claim_name)?;
+            if !dir.exists() {
+                fs::create_dir_all(&dir).with_context(|| written(&dir))?;
+                fs::set_permissions(&dir, fs::Permissions::from_mode(0o777))
+                    .with_context(|| written(&dir))?;
+            }
         } else {
             bail!("the lab has no volumes of this kind, but {KINDS}");
         }
         Ok(())
+    }
+
+    /// The directory behind a claim.
+    fn claim(&self, pod: &Pod, name: &str) -> Result<PathBuf> {
+        let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
+        let claim = self.node.cluster.find(CLAIMS, namespace, name);
+        let claim = claim.with_context(|| format!("persistentvolumeclaim {name:?} not found"))?;
+        if claim["status"]["phase"] != "Bound" {
+            bail!("persistentvolumeclaim {name:?} is not bound");
+        }
+        Ok(self.node.paths.claim(claim["metadata"]["uid"].as_str().unwrap_or_default()))
     }
 
     fn payload(&self, pod: &Pod, volume: &Volume) -> Option<Result<Payload, PayloadError>> {
@@ -151,16 +170,21 @@ impl Volumes {
             (Some(expression), _) if !expression.is_empty() => Some(expand(expression, env)),
             (_, sub_path) => sub_path.clone(),
         };
-        let source = match &volume.host_path {
-            Some(host_path) => PathBuf::from(&host_path.path),
-            None => self.dir_of(volume),
+        let claim = volume.persistent_volume_claim.as_ref();
+        let source = match (&volume.host_path, claim) {
+            (Some(host_path), _) => PathBuf::from(&host_path.path),
+            (None, Some(claim)) => self.claim(pod, &claim.claim_name)?,
+            (None, None) => self.dir_of(volume),
         };
+        let claimed_read_only = claim.is_some_and(|claim| claim.read_only.unwrap_or_default());
         Ok(Bind {
             source,
             sub_path: sub_path.filter(|path| !path.is_empty()).map(PathBuf::from),
             target: PathBuf::from(&mount.mount_path),
             // What is made of objects is for the runner to change.
-            read_only: mount.read_only.unwrap_or_default() || is_payload(volume),
+            read_only: mount.read_only.unwrap_or_default()
+                || is_payload(volume)
+                || claimed_read_only,
         })
     }
 

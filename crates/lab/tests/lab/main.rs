@@ -12,8 +12,10 @@ mod demo;
 mod dns;
 mod faults;
 mod health;
+mod hubble;
 mod life;
 mod pods;
+mod policy_agent;
 mod policy_faults;
 /// What policies mean, by the judge of the engine's own tests.
 #[path = "../../../policy/tests/reference/mod.rs"]
@@ -23,5 +25,6 @@ mod probe;
 mod rights;
 mod streams;
 mod takeover;
+mod upkeep;
 mod volumes;
 mod world;
