@@ -22,8 +22,8 @@ pub(crate) use peer::{PeerArguments, command as peer};
 pub(crate) use plugin::act_as_plugin;
 
 /// What can be measured, in the order of a full run.
-const NAMES: [&str; 8] =
-    ["datapath", "load", "policy", "agent-policy", "pod", "cni", "memory", "lab"];
+const NAMES: [&str; 9] =
+    ["datapath", "load", "policy", "agent-policy", "flow", "pod", "cni", "memory", "lab"];
 
 /// Repetitions of every variant. `XTASK_BENCH_REPETITIONS` changes it for a quick look.
 fn repetitions() -> usize {
@@ -33,7 +33,7 @@ fn repetitions() -> usize {
 /// What to measure, and how.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
-    /// One of datapath, load, policy, agent-policy, pod, cni, memory, lab; without a name all of them.
+    /// One of datapath, load, policy, agent-policy, flow, pod, cni, memory, lab; without a name all of them.
     name: Option<String>,
     /// Measure the release build that is there, and build nothing.
     #[arg(long)]
@@ -67,6 +67,7 @@ pub(crate) fn bench(root: &Root, arguments: &Arguments) -> anyhow::Result<()> {
             "load" => load(root),
             "policy" => policy(root),
             "agent-policy" => agent_policy(root),
+            "flow" => flow(root),
             "pod" => pods::bench(root),
             "cni" => plugin::bench(root),
             "memory" => cluster::memory(root),
@@ -131,6 +132,28 @@ fn policy(root: &Root) -> anyhow::Result<()> {
         against: &[],
         at_most: Some(1_000.0),
         at_least: None,
+    });
+    report.finish(root)
+}
+
+/// `flow`: what flows cost user space, each time in a process of its own.
+fn flow(root: &Root) -> anyhow::Result<()> {
+    let mut report = Report::new(
+        "flow",
+        "Hubble's observer without kernel, on one thread: 1,000,000 raw trace events among 1,000 pods, in \
+         batches of 512, looked up and kept in a ring of 4,095; then filters and messages of its rows. See \
+         `crates/flow/examples/bench_flow.rs`.",
+    );
+    for _ in 0..repetitions() {
+        let arguments = ["run", "--release", "--package", "flow", "--example", "bench_flow"];
+        report.add_lines(&output(shell::cargo(root).args(arguments))?)?;
+    }
+    report.limits.push(Limit {
+        metric: "events per second",
+        variant: "ring to row, all looked up",
+        against: &[],
+        at_most: None,
+        at_least: Some(1_000_000.0),
     });
     report.finish(root)
 }

@@ -12,7 +12,7 @@ use api::hubble::flow::{Flow, FlowFilter, LostEvent, LostEventSource};
 use api::hubble::observer::{ExportEvent, export_event::ResponseTypes};
 use api::hubble::{from_json, to_json};
 
-use crate::filter::{RowView, Selection};
+use crate::filter::Selection;
 use crate::mask::Mask;
 use crate::message::{NodeInfo, timestamp};
 use crate::observer::{Observer, now_ns};
@@ -147,7 +147,7 @@ impl Export {
     fn body(&self, record: &Record, node: &NodeInfo) -> Option<(ResponseTypes, u64)> {
         match record {
             Record::Flow(row) => {
-                self.selection.matches(&RowView { row, node }).then_some(())?;
+                self.selection.matches_row(row, node).then_some(())?;
                 let whole = row.to_flow(node);
                 let flow: Flow = match &self.mask {
                     Some(mask) => mask.apply(&whole),

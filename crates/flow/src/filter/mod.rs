@@ -23,9 +23,11 @@ use ipnet::IpNet;
 use regex::Regex;
 
 pub use compile::FilterError;
-pub(crate) use view::RowView;
+use view::RowView;
 pub use view::{Side, View};
 
+use crate::message::NodeInfo;
+use crate::row::Row;
 use pattern::{NamePattern, PodPattern};
 use selector::Selector;
 
@@ -59,6 +61,11 @@ impl Selection {
     pub fn matches(&self, flow: &impl View) -> bool {
         (self.include.is_empty() || self.include.iter().any(|filter| filter.matches(flow)))
             && !self.exclude.iter().any(|filter| filter.matches(flow))
+    }
+
+    /// Whether a flow of the ring, seen on this node, is wanted.
+    pub fn matches_row(&self, row: &Row, node: &NodeInfo) -> bool {
+        self.matches(&RowView { row, node })
     }
 }
 

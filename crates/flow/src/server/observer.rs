@@ -19,7 +19,7 @@ use tokio::sync::watch;
 use tonic::{Request, Response, Status};
 
 use super::{NodeAddress, VERSION_HEADER};
-use crate::filter::{RowView, Selection};
+use crate::filter::Selection;
 use crate::mask::Mask;
 use crate::message::{NodeInfo, debug_event, nanoseconds, timestamp};
 use crate::observer::{Observer, now_ns};
@@ -220,7 +220,7 @@ impl Picker for Flows {
     type Response = GetFlowsResponse;
 
     fn wants(&self, record: &Record) -> bool {
-        matches!(record, Record::Flow(row) if self.selection.matches(&RowView { row, node: &self.node }))
+        matches!(record, Record::Flow(row) if self.selection.matches_row(row, &self.node))
     }
 
     fn respond(&self, record: &Record) -> Option<GetFlowsResponse> {
