@@ -197,7 +197,10 @@ pub(super) fn lab(root: &Root) -> anyhow::Result<()> {
     let mut report = Report::new(
         "lab",
         "`cilium lab up --nodes N` with release builds, from exec until it returns (all nodes Ready); \
-         2 nodes as often as other benchmarks repeat, 20 nodes three times.",
+         2 nodes as often as other benchmarks repeat, 20 nodes three times. A Deployment of 100 pods with \
+         readiness probes over 5 nodes, from `kubectl apply` until all are Ready, three times. Memory of all \
+         processes of a lab of two nodes with the Star Wars demo (PSS: shared pages are divided among those \
+         who share them), 5 s after it is up, three times.",
     );
     let count = repetitions();
     for repetition in 0..count {
@@ -206,11 +209,80 @@ pub(super) fn lab(root: &Root) -> anyhow::Result<()> {
         if repetition % 3 == 0 {
             let took = Lab::up(root, "bench-lab", 20, &[])?.took;
             report.add("lab up, s", "20 nodes", took.as_secs_f64());
+            report.add("all pods Ready, s", "100 pods, 5 nodes", hundred_pods(root)?);
+            report.add("memory, MiB PSS", "2 nodes and the demo", demo_mib(root)?);
         }
     }
+    report.limits.push(at_most("all pods Ready, s", "100 pods, 5 nodes", 8.0));
+    report.limits.push(at_most("memory, MiB PSS", "2 nodes and the demo", 250.0));
     report.limits.push(at_most("lab up, s", "2 nodes", 5.0));
     report.limits.push(at_most("lab up, s", "20 nodes", 60.0));
     report.finish(root)
+}
+
+/// How long a Deployment of 100 pods takes over 5 nodes.
+fn hundred_pods(root: &Root) -> anyhow::Result<f64> {
+    let lab = Lab::up(root, "bench-deployment", 5, &[])?;
+    let manifest = root.target().join("bench/deployment.yaml");
+    std::fs::write(&manifest, deployment(100).to_string())?;
+    let manifest = manifest.to_str().context("the target directory's path is not UTF-8")?;
+    let started = Instant::now();
+    lab.kubectl(&["apply", "-f", manifest])?;
+    lab.kubectl(&["rollout", "status", "deployment/bench", "--timeout=120s"])?;
+    Ok(started.elapsed().as_secs_f64())
+}
+
+fn deployment(replicas: usize) -> Value {
+    json!({
+        "apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "bench"},
+        "spec": {
+            "replicas": replicas,
+            "selector": {"matchLabels": {"app": "bench"}},
+            "template": {
+                "metadata": {"labels": {"app": "bench"}},
+                "spec": {"containers": [{
+                    "name": "c", "image": "registry.k8s.io/e2e-test-images/agnhost:2.53", "args": ["netexec"],
+                    "readinessProbe": {"httpGet": {"path": "/healthz", "port": 8080}, "periodSeconds": 1},
+                }]},
+            },
+        },
+    })
+}
+
+/// What all processes of a lab with the demo take.
+fn demo_mib(root: &Root) -> anyhow::Result<f64> {
+    let lab = Lab::up(root, "bench-demo", 2, &[include_str!("../../../crates/lab/src/demo.yaml")])?;
+    // Agents settle.
+    std::thread::sleep(Duration::from_secs(5));
+    let mounts = std::fs::read_to_string("/proc/self/mounts")?;
+    let cgroups = mounts.lines().find_map(|line| {
+        let mut fields = line.split(' ').skip(1);
+        let path = fields.next()?;
+        (fields.next()? == "cgroup2").then(|| Path::new(path).join("cilium-lab").join(&lab.name))
+    });
+    let pids = processes(&cgroups.context("no cgroup2 is mounted")?)?;
+    let kib: u64 = pids.iter().filter_map(|pid| pss_kib(pid)).sum();
+    Ok(kib as f64 / 1024.0)
+}
+
+/// The processes in a control group and below.
+fn processes(cgroup: &Path) -> anyhow::Result<Vec<String>> {
+    let own = std::fs::read_to_string(cgroup.join("cgroup.procs"))?;
+    let mut pids: Vec<String> = own.lines().map(str::to_owned).collect();
+    for entry in std::fs::read_dir(cgroup)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            pids.extend(processes(&entry.path())?);
+        }
+    }
+    Ok(pids)
+}
+
+/// A process's share of the memory. One that has just ended has none.
+fn pss_kib(pid: &str) -> Option<u64> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("Pss:"))?;
+    line.trim().trim_end_matches(" kB").parse().ok()
 }
 
 pub(super) fn at_most(metric: &'static str, variant: &'static str, bound: f64) -> Limit {
