@@ -459,6 +459,8 @@ fn rights(k: &Kubectl<'_>) {
         "cannot change roleRef",
     );
     k.refused("top pods", "", "etrics");
+    k.check("get --raw /openid/v1/jwks", "", "ES256");
+    k.check("get --raw /.well-known/openid-configuration", "", "/openid/v1/jwks");
     if k.modern {
         k.check("auth whoami", "", "kubernetes-admin|system:masters");
         k.check("create token robot --duration=15m", "", "eyJ");
@@ -488,6 +490,21 @@ fn volumes_and_schedules(k: &Kubectl<'_>) {
     k.check("get cronjobs", "", "SCHEDULE|tick|*/5 * * * *|False");
     k.refused("apply -f -", &cron.replace("*/5 * * * *", "often"), "expected exactly 5 fields");
     k.check("delete cronjob tick", "", "deleted");
+    if k.modern {
+        k.check(
+            "create cronjob tock --image=busybox:1 --schedule='0 * * * *' -- date -u",
+            "",
+            "created",
+        );
+        k.check("create job now --from=cronjob/tock", "", "created");
+        k.check(
+            "get job now -o jsonpath={.spec.template.spec.containers[0].command}",
+            "",
+            r#"["date","-u"]"#,
+        );
+        // Its job goes along.
+        k.check("delete cronjob tock", "", "deleted");
+    }
     let policy = "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: web}\nspec: {podSelector: {matchLabels: {app: web}}}\n";
     k.check("apply -f -", policy, "created");
     k.check("get networkpolicies", "", "POD-SELECTOR|web|app=web");

@@ -121,7 +121,7 @@ impl Server {
                 "/healthz", "/livez", "/openapi/v2", "/openapi/v3", "/readyz", "/version"] }),
             )),
             ["version"] => Ok(json_reply(StatusCode::OK, &version())),
-            ["openapi", "v1", "jwks"] => {
+            ["openid", "v1", "jwks"] => {
                 let keys = self.api.signer.key_set().to_string();
                 Ok(reply(StatusCode::OK, "application/jwk-set+json", keys))
             }

@@ -1,7 +1,8 @@
 //! Request bodies in Kubernetes' protobuf form, which newer `kubectl create` sends.
 //!
 //! Only the kinds that `kubectl` itself makes are known here; all other clients can
-//! be asked for JSON, which every one of them speaks.
+//! be asked for JSON, which every one of them speaks. Of these kinds the fields that `kubectl`
+//! fills in: a body that has more is refused rather than taken without it.
 
 use serde_json::{Map, Value, json};
 
@@ -102,9 +103,19 @@ const CONTAINER: Fields = &[
     (4, "args", Field::List(&Field::Text)),
     (5, "workingDir", Field::Text),
     (6, "ports", Field::List(&Field::Message(CONTAINER_PORT))),
+    (
+        7,
+        "env",
+        Field::List(&Field::Message(&[(1, "name", Field::Text), (2, "value", Field::Text)])),
+    ),
+    (13, "terminationMessagePath", Field::Text),
     (14, "imagePullPolicy", Field::Text),
+    (16, "stdin", Field::Boolean),
+    (17, "stdinOnce", Field::Boolean),
+    (18, "tty", Field::Boolean),
+    (20, "terminationMessagePolicy", Field::Text),
 ];
-/// What `kubectl create deployment` and `kubectl create job` fill in.
+/// What `kubectl create deployment`, `create job` and `create cronjob` fill in.
 const POD_TEMPLATE: Fields = &[
     (1, "metadata", Field::Message(META)),
     (
@@ -113,6 +124,12 @@ const POD_TEMPLATE: Fields = &[
         Field::Message(&[
             (2, "containers", Field::List(&Field::Message(CONTAINER))),
             (3, "restartPolicy", Field::Text),
+            (4, "terminationGracePeriodSeconds", Field::Integer),
+            (6, "dnsPolicy", Field::Text),
+            (7, "nodeSelector", Field::Map(&Field::Text)),
+            (8, "serviceAccountName", Field::Text),
+            (9, "serviceAccount", Field::Text),
+            (19, "schedulerName", Field::Text),
         ]),
     ),
 ];
@@ -131,7 +148,34 @@ const DEPLOYMENT: Fields = &[
 ];
 const JOB: Fields = &[
     (1, "metadata", Field::Message(META)),
-    (2, "spec", Field::Message(&[(6, "template", Field::Message(POD_TEMPLATE))])),
+    (
+        2,
+        "spec",
+        Field::Message(&[
+            (1, "parallelism", Field::Integer),
+            (2, "completions", Field::Integer),
+            (3, "activeDeadlineSeconds", Field::Integer),
+            (6, "template", Field::Message(POD_TEMPLATE)),
+            (7, "backoffLimit", Field::Integer),
+            (8, "ttlSecondsAfterFinished", Field::Integer),
+            (9, "completionMode", Field::Text),
+            (10, "suspend", Field::Boolean),
+        ]),
+    ),
+];
+const CRON_JOB: Fields = &[
+    (1, "metadata", Field::Message(META)),
+    (
+        2,
+        "spec",
+        Field::Message(&[
+            (1, "schedule", Field::Text),
+            (3, "concurrencyPolicy", Field::Text),
+            (4, "suspend", Field::Boolean),
+            (5, "jobTemplate", Field::Message(JOB)),
+            (8, "timeZone", Field::Text),
+        ]),
+    ),
 ];
 const ATTRIBUTES: Fields = &[
     (1, "namespace", Field::Text),
@@ -231,6 +275,17 @@ const ROLE_BINDING: Fields = &[
     ),
 ];
 
+/// Numbers that are left out when they are unset, so that a zero is meant.
+const ZERO_IS_SAID: &[&str] = &[
+    "port",
+    "replicas",
+    "parallelism",
+    "completions",
+    "backoffLimit",
+    "ttlSecondsAfterFinished",
+    "terminationGracePeriodSeconds",
+];
+
 /// The object in a protobuf body.
 pub(super) fn decode(body: &[u8]) -> Result<Value, ApiError> {
     let bad =
@@ -263,6 +318,7 @@ pub(super) fn decode(body: &[u8]) -> Result<Value, ApiError> {
         ("v1", "Service") => SERVICE,
         ("apps/v1", "Deployment") => DEPLOYMENT,
         ("batch/v1", "Job") => JOB,
+        ("batch/v1", "CronJob") => CRON_JOB,
         (_, "SelfSubjectReview") => &[],
         (_, "SelfSubjectAccessReview") => SELF_ACCESS_REVIEW,
         (_, "SubjectAccessReview" | "LocalSubjectAccessReview") => ACCESS_REVIEW,
@@ -280,7 +336,16 @@ pub(super) fn decode(body: &[u8]) -> Result<Value, ApiError> {
             ));
         }
     };
-    let mut value = message(raw, known).ok_or_else(broken)?;
+    let mut unknown = Vec::new();
+    let mut value = message(raw, known, &mut unknown).ok_or_else(broken)?;
+    if let Some(field) = unknown.first() {
+        return Err(ApiError::unsupported_media_type(
+            CONTENT_TYPE,
+            &format!(
+                "application/json, application/yaml ({field} of a {kind} is not understood as protobuf here)"
+            ),
+        ));
+    }
     value["apiVersion"] = json!(api_version);
     value["kind"] = json!(kind);
     Ok(value)
@@ -329,16 +394,28 @@ fn fields(mut bytes: &[u8]) -> Option<Vec<(u64, Wire<'_>)>> {
     Some(all)
 }
 
-fn message(bytes: &[u8], known: Fields) -> Option<Value> {
+/// Whether a field says nothing: protobuf writes what is unset as empty.
+fn is_empty(wire: &Wire<'_>) -> bool {
+    match wire {
+        Wire::Integer(number) => *number == 0,
+        Wire::Bytes(bytes) => fields(bytes).is_some_and(|all| all.iter().all(|(_, w)| is_empty(w))),
+    }
+}
+
+/// The object in a message; what it says that is not known goes to `unknown`.
+fn message(bytes: &[u8], known: Fields, unknown: &mut Vec<String>) -> Option<Value> {
     let mut object = Map::new();
     for (number, wire) in fields(bytes)? {
         let Some((_, name, field)) = known.iter().find(|(one, _, _)| *one == number) else {
+            if !is_empty(&wire) {
+                unknown.push(format!("field {number}"));
+            }
             continue;
         };
         match field {
             Field::List(inner) => {
                 let list = object.entry(*name).or_insert_with(|| json!([]));
-                list.as_array_mut()?.push(single(&wire, inner)?);
+                list.as_array_mut()?.push(single(&wire, inner, unknown)?);
             }
             Field::Map(inner) => {
                 let Wire::Bytes(entry) = wire else { return None };
@@ -346,7 +423,7 @@ fn message(bytes: &[u8], known: Fields) -> Option<Value> {
                 for (number, wire) in fields(entry)? {
                     match (number, &wire) {
                         (1, Wire::Bytes(text)) => key = String::from_utf8_lossy(text).into_owned(),
-                        (2, _) => value = single(&wire, inner)?,
+                        (2, _) => value = single(&wire, inner, unknown)?,
                         _ => {}
                     }
                 }
@@ -357,11 +434,10 @@ fn message(bytes: &[u8], known: Fields) -> Option<Value> {
                     .insert(key, value);
             }
             field => {
-                let value = single(&wire, field)?;
+                let value = single(&wire, field, unknown)?;
                 // Protobuf writes what is unset as empty.
-                let unset = value.is_null()
-                    || value == ""
-                    || (value == 0 && !["port", "replicas"].contains(name));
+                let unset =
+                    value.is_null() || value == "" || (value == 0 && !ZERO_IS_SAID.contains(name));
                 if !unset {
                     object.insert((*name).to_owned(), value);
                 }
@@ -371,7 +447,7 @@ fn message(bytes: &[u8], known: Fields) -> Option<Value> {
     Some(Value::Object(object))
 }
 
-fn single(wire: &Wire<'_>, field: &Field) -> Option<Value> {
+fn single(wire: &Wire<'_>, field: &Field, unknown: &mut Vec<String>) -> Option<Value> {
     use base64::Engine as _;
     Some(match (field, wire) {
         (Field::Text, Wire::Bytes(text)) => json!(std::str::from_utf8(text).ok()?),
@@ -380,7 +456,7 @@ fn single(wire: &Wire<'_>, field: &Field) -> Option<Value> {
         }
         (Field::Integer, Wire::Integer(number)) => json!(*number as i64),
         (Field::Boolean, Wire::Integer(number)) => json!(*number != 0),
-        (Field::Message(known), Wire::Bytes(bytes)) => message(bytes, known)?,
+        (Field::Message(known), Wire::Bytes(bytes)) => message(bytes, known, unknown)?,
         (Field::IntOrString, Wire::Bytes(bytes)) => {
             let (mut is_text, mut number, mut text) = (false, 0, "");
             for (field, wire) in fields(bytes)? {
@@ -404,7 +480,12 @@ mod tests {
     use super::*;
 
     fn field(number: u8, bytes: &[u8]) -> Vec<u8> {
-        let mut out = vec![number << 3 | 2, bytes.len() as u8];
+        let tag = u64::from(number) << 3 | 2;
+        let mut out = match tag {
+            small @ 0..=0x7f => vec![small as u8],
+            large => vec![(large & 0x7f) as u8 | 0x80, (large >> 7) as u8],
+        };
+        out.push(bytes.len() as u8);
         out.extend_from_slice(bytes);
         out
     }
@@ -419,6 +500,12 @@ mod tests {
         let expected = json!({ "apiVersion": "v1", "kind": "ConfigMap", "immutable": true,
             "metadata": { "name": "c", "namespace": "ns" }, "data": { "key": "value" } });
         assert_eq!(decode(&body).unwrap(), expected);
+        // What it says beyond that is not dropped in silence: a finalizer of its metadata is known,
+        // field 30 is not.
+        let meta = [meta.clone(), field(30, b"more")].concat();
+        let raw = [field(1, &meta), field(2, &entry)].concat();
+        let more = [MAGIC.to_vec(), field(1, &kind), field(2, &raw)].concat();
+        assert!(decode(&more).unwrap_err().to_string().contains("field 30 of a ConfigMap"));
         for cut in 4..body.len() {
             // Never a panic, whatever arrives.
             let _ = decode(&body[..cut]);
