@@ -51,6 +51,12 @@ fn three_pods() -> [Value; 3] {
     [pod("client", Some(1)), server("near", 1), server("far", 2)]
 }
 
+fn wait_for_answer(lab: &Lab, sender: &str, address: IpAddr) {
+    lab.eventually(&format!("{address} answers {sender}"), PATIENCE, || {
+        lab.try_exec(sender, &["ping", "-c1", "-W1", &address.to_string()]).is_ok()
+    });
+}
+
 fn kill_agent(lab: &Lab, node: usize) {
     if let Some(pid) = lab.agent_pid(node) {
         let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
@@ -157,8 +163,9 @@ fn without_the_api_server_traffic_and_known_pods_go_on() {
     std::thread::sleep(Duration::from_secs(30).saturating_sub(began.elapsed()));
     lab.run("api-server", &["resume"]);
     assert_nothing_lost(&lab, streams);
+    // Who it is, it learns as soon as somebody can be asked; until then nobody may talk to it.
     for address in lab.addresses("known") {
-        lab.exec("client", &["ping", "-c1", "-W20", &address.to_string()]);
+        wait_for_answer(&lab, "client", address);
     }
     // And everything converges: the other node learns the new pod, and a new identity is no problem.
     lab.eventually("the other node reaches the new pod", PATIENCE, || {
@@ -200,7 +207,7 @@ fn an_agent_that_restarts_without_the_api_server_adds_pods() {
     });
     for address in lab.addresses("new") {
         for sender in ["client", "near", "far"] {
-            lab.exec(sender, &["ping", "-c1", "-W20", &address.to_string()]);
+            wait_for_answer(&lab, sender, address);
         }
     }
 }
