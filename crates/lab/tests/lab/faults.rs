@@ -114,7 +114,7 @@ fn killed_agents_lose_no_packet_and_no_pod() {
     lab.wait_ready(&[]);
     for name in alive {
         for address in lab.addresses(&name) {
-            lab.exec("client", &["ping", "-c1", "-W20", &address.to_string()]);
+            wait_for_answer(&lab, "client", address);
         }
     }
 }
