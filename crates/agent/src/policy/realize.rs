@@ -192,13 +192,16 @@ impl Target<SlotRow> for PolicyTarget {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
     use std::sync::Mutex;
 
     use kernel::map::FakeMap;
+    use proptest::prelude::*;
     use statedb::reconciler::Pace;
     use statedb::{Reconciler, Table};
     use tokio::time::Instant;
 
+    use super::super::slots::Slots;
     use super::*;
 
     fn entry(identity: u32, deny: bool) -> (PolicyKey, PolicyEntry) {
@@ -280,17 +283,19 @@ mod tests {
         }
     }
 
-    /// Records what a packet of each identity would be told after each write.
+    /// Records what there is after each write.
     struct Watched {
         map: FakeMap<PolicyKey, PolicyEntry>,
-        seen: Mutex<Vec<BTreeMap<u32, bool>>>,
+        moments: Mutex<Vec<Vec<(PolicyKey, PolicyEntry)>>>,
     }
 
     impl Watched {
+        fn new() -> Arc<Self> {
+            Arc::new(Self { map: FakeMap::new("policy", 256), moments: Mutex::default() })
+        }
+
         fn look(&self) {
-            let entries = self.map.entries().unwrap();
-            let allowed = entries.iter().map(|(key, entry)| (key.identity, !denies(entry)));
-            self.seen.lock().unwrap().push(allowed.collect());
+            self.moments.lock().unwrap().push(self.map.entries().unwrap());
         }
     }
 
@@ -334,15 +339,109 @@ mod tests {
 
     #[tokio::test]
     async fn a_slot_is_emptied_allows_first() {
-        let map = Arc::new(Watched { map: FakeMap::new("policy", 64), seen: Mutex::default() });
+        let map = Watched::new();
         let revisions = Arc::new(FakeMap::new("revisions", 64));
         let mut target = PolicyTarget::new(PolicyMaps { entries: map.clone(), revisions });
         let desired = Held { content: content(&[(0, false), (7, true)]), is_announced: true };
         target.write(1, &desired).unwrap();
-        map.seen.lock().unwrap().clear();
+        map.moments.lock().unwrap().clear();
         target.empty(1).unwrap();
-        let seen = map.seen.lock().unwrap().clone();
+        let allowed = |(key, entry): &(PolicyKey, PolicyEntry)| (key.identity, !denies(entry));
+        let moments = map.moments.lock().unwrap().clone();
+        let seen: Vec<BTreeMap<u32, bool>> =
+            moments.iter().map(|moment| moment.iter().map(allowed).collect()).collect();
         // An entry for any identity would let identity 7 pass once its own is gone.
         assert_eq!(seen, [BTreeMap::from([(7, false)]), BTreeMap::new()]);
+    }
+
+    /// What the entries of a slot say of a packet of this identity, to the one port or to another.
+    fn passes(
+        entries: &[(PolicyKey, PolicyEntry)],
+        slot: u32,
+        identity: u32,
+        to_port: bool,
+    ) -> bool {
+        let longest = |peer: u32| {
+            let fits = |key: &PolicyKey| {
+                key.slot == slot && key.identity == peer && (to_port || key.prefix_len == 72)
+            };
+            let fitting = entries.iter().filter(|(key, _)| fits(key));
+            fitting.max_by_key(|(key, _)| key.prefix_len)
+        };
+        let candidates = [longest(0), longest(identity)].into_iter().flatten();
+        let winner = candidates.max_by_key(|(key, entry)| (entry.precedence, key.prefix_len));
+        winner.is_some_and(|(_, entry)| !denies(entry))
+    }
+
+    /// A policy: for each of three peers, what holds for all ports and for the one. A narrower rule that
+    /// a wider denial beats is in no map.
+    type Wish = Vec<(Option<bool>, Option<bool>)>;
+
+    fn wish() -> impl Strategy<Value = Wish> {
+        let verdict = || prop_oneof![Just(None), Just(Some(false)), Just(Some(true))];
+        proptest::collection::vec((verdict(), verdict()), 3)
+    }
+
+    fn content_of(wish: &Wish) -> Arc<Content> {
+        let entry = |identity: usize, prefix_len, deny: bool| {
+            let identity = identity as u32;
+            let key = PolicyKey { prefix_len, identity, ..PolicyKey::default() };
+            let precedence = if deny { 255 } else { 1 };
+            (key, PolicyEntry { bits: u8::from(deny), precedence, ..PolicyEntry::default() })
+        };
+        let entries = wish.iter().enumerate().flat_map(|(identity, (all, one))| {
+            let one = one.filter(|deny| *all != Some(true) || *deny);
+            let all = all.map(|deny| entry(identity, 72, deny));
+            all.into_iter().chain(one.map(|deny| entry(identity, 96, deny)))
+        });
+        Arc::new(Content::new(entries))
+    }
+
+    proptest! {
+        /// However the policies of two subjects change, and wherever the agent dies: after each single
+        /// write a packet passes only if the old or the new policy lets it, and passes if both do.
+        #[test]
+        fn no_packet_is_judged_by_half_a_change(
+            steps in proptest::collection::vec((wish(), wish()), 1..6)
+        ) {
+            let map = Watched::new();
+            let revisions = Arc::new(FakeMap::new("revisions", 64));
+            let mut target = PolicyTarget::new(PolicyMaps { entries: map.clone(), revisions });
+            let mut slots: Slots<usize> = Slots::new(64);
+            let empty = Arc::new(Content::new([]));
+            let mut rows: [(u32, Arc<Content>); 2] = [(0, empty.clone()), (0, empty)];
+            for (first, second) in steps {
+                let wanted = [content_of(&first), content_of(&second)];
+                let assigned = wanted.iter().cloned().map(Some).enumerate();
+                let (changes, result) = slots.assign(assigned, &BTreeSet::new());
+                prop_assert!(result.is_ok());
+                map.moments.lock().unwrap().clear();
+                for (slot, content) in &changes.written {
+                    let held = Held { content: Arc::clone(content), is_announced: true };
+                    target.write(*slot, &held).unwrap();
+                }
+                for (subject, (slot, old)) in rows.iter().enumerate() {
+                    for moment in map.moments.lock().unwrap().iter() {
+                        for (identity, to_port) in [(1, true), (1, false), (2, true), (2, false)] {
+                            let by = |content: &Content| {
+                                passes(content.entries(), 0, identity, to_port)
+                            };
+                            let (before, after) = (by(old), by(&wanted[subject]));
+                            let now = passes(moment, *slot, identity, to_port);
+                            prop_assert!(before || after || !now, "wrongly passes: {moment:?}");
+                            prop_assert!(!(before && after) || now, "wrongly dropped: {moment:?}");
+                        }
+                    }
+                }
+                // Endpoints are pointed to their slots, and what they left is emptied.
+                for (subject, row) in rows.iter_mut().enumerate() {
+                    *row = (slots.of(&subject).unwrap(), Arc::clone(&wanted[subject]));
+                }
+                for slot in changes.retired {
+                    target.empty(slot).unwrap();
+                    slots.emptied(slot);
+                }
+            }
+        }
     }
 }
