@@ -8,6 +8,7 @@
 mod differential;
 mod events;
 mod fixture;
+mod flood;
 mod harness;
 mod loader;
 mod maps;
