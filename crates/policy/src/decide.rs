@@ -158,24 +158,36 @@ pub(crate) fn final_entries<R: Copy>(
     inherited: &[Item<R>],
     distance: Distance,
 ) -> Vec<Draft<R>> {
-    let all: Vec<Item<R>> = own.iter().chain(inherited).copied().collect();
-    let mut prefixes: Vec<PortPrefix> = all.iter().map(|item| item.ports).collect();
-    prefixes.sort();
-    prefixes.dedup();
+    let own = own.iter().map(|item| (*item, true));
+    let mut all: Vec<(Item<R>, bool)> =
+        own.chain(inherited.iter().map(|item| (*item, false))).collect();
+    all.sort_by_key(|(item, _)| item.ports);
     let mut drafts: Vec<Draft<R>> = Vec::new();
-    for ports in prefixes {
-        if !own.iter().any(|item| item.ports.covers(ports)) {
+    // What covers the current prefix: items, and whether each is an own one; drafts, the last narrowest.
+    let mut covering: Vec<Item<R>> = Vec::new();
+    let mut owns: Vec<bool> = Vec::new();
+    let mut around: Vec<usize> = Vec::new();
+    for same in all.chunk_by(|(one, _), (other, _)| one.ports == other.ports) {
+        let ports = same[0].0.ports;
+        while covering.last().is_some_and(|last| !last.ports.covers(ports)) {
+            covering.pop();
+            owns.pop();
+        }
+        while around.last().is_some_and(|last| !drafts[*last].ports.covers(ports)) {
+            around.pop();
+        }
+        covering.extend(same.iter().map(|(item, _)| *item));
+        owns.extend(same.iter().map(|(_, own)| own));
+        if !owns.contains(&true) {
             continue;
         }
-        let covering: Vec<Item<R>> =
-            all.iter().filter(|item| item.ports.covers(ports)).copied().collect();
         let Decision { verdict, rules } = decide(&covering);
         let verdict = verdict.unwrap_or(EntryVerdict::Deny);
-        let around = drafts.iter().filter(|draft| draft.ports.covers(ports));
-        if around.max_by_key(|draft| draft.ports.length()).is_some_and(|n| n.verdict == verdict) {
+        if around.last().is_some_and(|nearest| drafts[*nearest].verdict == verdict) {
             continue;
         }
         let precedence = precedence(distance as u32, verdict.precedence());
+        around.push(drafts.len());
         drafts.push(Draft { ports, verdict, precedence, rules });
     }
     drafts

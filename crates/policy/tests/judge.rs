@@ -22,10 +22,10 @@ use abi::policy::{
 use ipnet::IpNet;
 use model::{IdentityId, Label, Labels};
 use policy::{
-    CidrGroup, Config, EnforcementMode, NamedPort, PolicyId, Protocol, Repository, Subject,
-    SubjectId, SubjectKind,
+    CidrGroup, Config, DirectionQuery, EnforcementMode, NamedPort, Outcome, PolicyId, Protocol,
+    Repository, RuleReference, Subject, SubjectId, SubjectKind,
 };
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use reference::generate::{self, Random};
 use reference::{Direction, Kind, Mode, Packet, Party, Reason, Verdict, World};
@@ -586,5 +586,150 @@ impl WireMap {
             };
             self.entries.get(&key).copied()
         })
+    }
+}
+
+// ---------------------------------------------------------------------------------------------
+// Explanations
+
+/// Worlds in which explanations are acted upon.
+const EXPLAINED_WORLDS: u64 = 150;
+
+/// What is suggested lets the packet pass, and what is named is what has let it pass: the judge says so
+/// when it is added, and taken away.
+#[test]
+fn explanations_hold_when_they_are_acted_upon() {
+    let (mut added, mut taken) = (0, 0);
+    for seed in 0..EXPLAINED_WORLDS {
+        let mut random = Random::new(1_000_000 + seed);
+        let world = generate::world(&mut random);
+        let policies = generate::policies(&mut random);
+        let engine = Engine::new(&world, &policies, random.clone());
+        for subject in world.parties.iter().filter(|party| is_subject(&world, party)) {
+            let question = Question {
+                subject,
+                peer: &random.one_of(&world.parties),
+                direction: random.one_of(&[Direction::Ingress, Direction::Egress]),
+                packet: random.one_of(&generate::packets()),
+            };
+            match question.explain(&engine, &world, &policies) {
+                Outcome::DefaultDeny { suggestion: Some(suggestion), .. } => {
+                    question.add(&world, &policies, &suggestion);
+                    added += 1;
+                }
+                Outcome::Decided { verdict: policy::Verdict::Allow, rules } => {
+                    question.take_away(&world, &policies, &rules, &random);
+                    taken += 1;
+                }
+                _ => {}
+            }
+        }
+    }
+    assert!(added > 50 && taken > 50, "{added} suggestions, {taken} rules taken away");
+}
+
+/// Why may, or may not, this packet pass here?
+#[derive(Debug)]
+struct Question<'a> {
+    subject: &'a Party,
+    peer: &'a Party,
+    direction: Direction,
+    packet: Packet,
+}
+
+impl Question<'_> {
+    /// The engine's answer, which must be the judge's.
+    fn explain(&self, engine: &Engine, world: &World, policies: &[Value]) -> Outcome {
+        let explanation = engine.repository.explain(&DirectionQuery {
+            subject: engine.party(world, self.subject),
+            peer: engine.party(world, self.peer),
+            direction: match self.direction {
+                Direction::Ingress => policy::Direction::Ingress,
+                Direction::Egress => policy::Direction::Egress,
+            },
+            protocol: Protocol(self.packet.protocol),
+            port: self.packet.port,
+        });
+        let judge = self.judge(world, policies);
+        assert_eq!(
+            explanation.allowed(),
+            judge.is_allowed(),
+            "{explanation}\n{self:?}\n{policies:#?}"
+        );
+        explanation.outcome
+    }
+
+    fn judge(&self, world: &World, policies: &[Value]) -> Verdict {
+        let Self { subject, peer, direction, packet } = *self;
+        reference::verdict(policies, world, subject, peer, direction, packet)
+    }
+
+    fn add(&self, world: &World, policies: &[Value], suggestion: &str) {
+        let suggested: Value = serde_saphyr::from_str(suggestion).expect("a suggestion is YAML");
+        read(&suggested).expect("a suggestion is a valid policy");
+        let more = [policies, &[suggested]].concat();
+        let verdict = self.judge(world, &more);
+        assert!(verdict.is_allowed(), "{verdict:?} with\n{suggestion}\n{self:?}\n{policies:#?}");
+    }
+
+    /// Without the rules that were named, others may allow it, but these cannot be named again.
+    fn take_away(
+        &self,
+        world: &World,
+        policies: &[Value],
+        rules: &[RuleReference],
+        random: &Random,
+    ) {
+        let mut fewer = policies.to_vec();
+        rules.iter().for_each(|rule| empty(&mut fewer, rule));
+        let engine = Engine::new(world, &fewer, random.clone());
+        if let Outcome::Decided { rules: others, .. } = self.explain(&engine, world, &fewer) {
+            let again = others.iter().find(|other| rules.contains(other));
+            assert_eq!(again, None, "{self:?}\n{policies:#?}");
+        }
+    }
+}
+
+/// Makes a rule one that means nobody, and leaves its policy to select whom it selects.
+fn empty(policies: &mut [Value], rule: &RuleReference) {
+    let is_it = |policy: &&mut Value| {
+        let metadata = &policy["metadata"];
+        policy["kind"] == rule.policy.kind.as_str()
+            && metadata["name"] == rule.policy.name.as_str()
+            && metadata["namespace"].as_str().unwrap_or_default() == &*rule.policy.namespace
+    };
+    let policy = policies.iter_mut().find(is_it).expect("the named policy is there");
+    let is_cilium = policy["kind"].as_str().is_some_and(|kind| kind.starts_with("Cilium"));
+    let spec = match rule.spec {
+        None => &mut policy["spec"],
+        Some(index) => &mut policy["specs"][usize::from(index)],
+    };
+    let place = rule.place.expect("an allow names the item");
+    let item = &mut spec[place.list.as_str()][usize::from(place.index)];
+    let way = if place.list.as_str().starts_with("ingress") { "from" } else { "to" };
+    let nobody = json!({"matchLabels": {"nobody": "here"}});
+    *item = match (is_cilium, item["action"].take()) {
+        (true, _) => json!({format!("{way}Endpoints"): []}),
+        (false, Value::Null) => json!({way: [{"podSelector": nobody}]}),
+        (false, action) => json!({"action": action, way: [{"namespaces": nobody}]}),
+    };
+}
+
+impl Engine {
+    fn party(&self, world: &World, party: &Party) -> policy::Party {
+        if let Kind::World = party.kind {
+            return self.repository.party_at(party.address);
+        }
+        policy::Party {
+            labels: Arc::new(match party.kind {
+                Kind::Reserved(_) => {
+                    self.identity(world, party).reserved_labels().expect("a reserved identity")
+                }
+                _ => labels(world, party),
+            }),
+            identity: Some(self.identity(world, party)),
+            subject: Some(subject(world, party).kind),
+            named_ports: named_ports(party),
+        }
     }
 }
