@@ -21,11 +21,11 @@ use api::hubble::flow::{
     TimeNotification, agent_event::Notification,
 };
 use flow::Row;
-use flow::directory::{Directory, IdentityLabels, Peer, Workload};
+use flow::directory::{Deciders, Directory, IdentityLabels, Peer, Workload};
 use flow::export::{self, Export, Rotation};
 use flow::message::{NodeInfo, node_name, timestamp};
 use flow::metrics::Metrics;
-use flow::observer::{Observer, Tap, now_ns};
+use flow::observer::{Correlator, Observer, Tap, now_ns};
 use flow::server::tls::{Identity as Certificate, Reloading, ServerFiles};
 use flow::server::{self, Listener, NodeAddress, PeerInfo, PeerService, Peers};
 use kernel::netlink::Netlink;
@@ -37,6 +37,7 @@ use tokio::sync::watch;
 
 use crate::controllers::LocalNode;
 use crate::identity::Identity;
+use crate::policy::controller::SharedEngine;
 use crate::tables::{ClusterEndpoint, Endpoint, IpcacheEntry, LocalPod, Node};
 
 /// How often unusable certificates are looked at again.
@@ -60,6 +61,8 @@ pub struct Known {
     pub identities: Table<Identity>,
     /// Who is behind a prefix.
     pub ipcache: Table<IpcacheEntry>,
+    /// Knows the rules behind verdicts.
+    pub policies: SharedEngine,
 }
 
 /// The observer, and what is counted of its flows.
@@ -80,6 +83,34 @@ impl Tap for Counting {
 
     fn lost(&self, source: LostEventSource, count: u64) {
         self.0.lost(source, count);
+    }
+}
+
+/// Asks the policy engine for the rules behind a verdict.
+struct Rules(SharedEngine);
+
+impl Correlator for Rules {
+    fn deciders(&self, cookie: u32) -> Option<Deciders> {
+        let engine = self.0.lock();
+        let rules = engine.repository().rules_of(cookie);
+        let revision = engine.repository().revision();
+        let mut deciders = Deciders::default();
+        for rule in &rules {
+            let id = &rule.policy;
+            let policy = api::hubble::flow::Policy {
+                name: id.name.clone(),
+                namespace: id.namespace.clone(),
+                labels: Vec::new(),
+                revision,
+                kind: id.kind.to_string(),
+            };
+            if !deciders.policies.contains(&policy) {
+                deciders.policies.push(policy);
+            }
+            let log = rule.log.as_deref().map(str::to_owned);
+            deciders.logs.extend(log.filter(|log| !deciders.logs.contains(log)));
+        }
+        (!rules.is_empty()).then_some(deciders)
     }
 }
 
@@ -118,6 +149,7 @@ pub fn start(
     known: Known,
 ) -> anyhow::Result<()> {
     let observer = &hubble.observer;
+    observer.correlate(Box::new(Rules(known.policies.clone())));
     export(jobs, config, observer)?;
     if let Some(listen) = config.hubble_metrics_server.0 {
         let metrics = hubble.metrics.clone();

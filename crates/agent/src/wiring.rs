@@ -191,6 +191,7 @@ pub async fn run(loaded: Loaded, name: NodeName) -> anyhow::Result<()> {
             nodes: intent.nodes.clone(),
             identities: all_identities,
             ipcache: maps.ipcache_table.clone(),
+            policies: policies.engine.clone(),
         };
         hubble::start(&jobs, &config, &node, &netlink, hubble, known)?;
     }

@@ -50,6 +50,15 @@ pub struct ServiceName {
     pub namespace: String,
 }
 
+/// The policies whose rules decided about a flow.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Deciders {
+    /// The policies, each once.
+    pub policies: Vec<api::hubble::flow::Policy>,
+    /// The texts that their rules ask to be logged, each once.
+    pub logs: Vec<String>,
+}
+
 /// Everything that events are looked up in.
 #[derive(Debug, Default)]
 pub struct Directory {

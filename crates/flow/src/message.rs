@@ -118,6 +118,16 @@ impl Row {
                 flow.policy_match_type = verdict.match_type.into();
                 flow.auth_type = verdict.auth_type.into();
                 flow.proxy_port = u32::try_from(verdict.verdict).unwrap_or(0);
+                if let Some(deciders) = &self.deciders {
+                    let decided = match (verdict.ingress, verdict.verdict < 0) {
+                        (true, true) => &mut flow.ingress_denied_by,
+                        (true, false) => &mut flow.ingress_allowed_by,
+                        (false, true) => &mut flow.egress_denied_by,
+                        (false, false) => &mut flow.egress_allowed_by,
+                    };
+                    decided.clone_from(&deciders.policies);
+                    flow.policy_log.clone_from(&deciders.logs);
+                }
             }
             Event::Sock(sock) => {
                 flow.sock_xlate_point = sock.point.into();

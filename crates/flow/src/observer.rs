@@ -1,13 +1,13 @@
 //! The observer of a node: takes events in, keeps the newest, and knows what it has seen.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use api::hubble::flow::{AgentEvent, LostEvent, LostEventSource};
 
-use crate::directory::{Directory, IdentityLabels, Peer};
+use crate::directory::{Deciders, Directory, IdentityLabels, Peer};
 use crate::event::{DecodeError, Event};
 use crate::message::{NodeInfo, timestamp};
 use crate::ring::{Record, Ring};
@@ -17,6 +17,8 @@ use crate::row::Row;
 const NAMESPACE_LIFETIME: Duration = Duration::from_secs(3600);
 /// Namespaces that are remembered at most; flows name those of pods, which exist.
 const NAMESPACES_MAX: usize = 10_000;
+/// Sets of rules that are remembered; numbers are hardly ever used again.
+const DECIDERS_MAX: usize = 8_192;
 /// The time that the rate of flows is measured over.
 const RATE_WINDOW: Duration = Duration::from_secs(60);
 
@@ -26,6 +28,12 @@ pub trait Tap: Send + Sync {
     fn flow(&self, row: &Row);
     /// Events that were lost.
     fn lost(&self, source: LostEventSource, count: u64);
+}
+
+/// Knows which rules stand behind the number that a policy verdict carries.
+pub trait Correlator: Send + Sync {
+    /// The policies of those rules; none where nobody knows any more.
+    fn deciders(&self, cookie: u32) -> Option<Deciders>;
 }
 
 /// The observer of a node.
@@ -41,6 +49,9 @@ pub struct Observer {
     seen: AtomicU64,
     numbers: AtomicU64,
     namespaces: Mutex<BTreeMap<(String, String), Instant>>,
+    correlator: OnceLock<Box<dyn Correlator>>,
+    /// What the correlator has said, by cookie.
+    deciders: Mutex<HashMap<u32, Option<Arc<Deciders>>>>,
 }
 
 /// Figures about the observer.
@@ -76,7 +87,24 @@ impl Observer {
             seen: AtomicU64::new(0),
             numbers: AtomicU64::new(0),
             namespaces: Mutex::default(),
+            correlator: OnceLock::new(),
+            deciders: Mutex::default(),
         }
+    }
+
+    /// From now on policy verdicts are told by whom. Only the first correlator counts.
+    pub fn correlate(&self, correlator: Box<dyn Correlator>) {
+        // A second one would say the same.
+        let _ = self.correlator.set(correlator);
+    }
+
+    fn deciders(&self, cookie: u32) -> Option<Arc<Deciders>> {
+        let correlator = self.correlator.get().filter(|_| cookie != 0)?;
+        let mut known = self.deciders.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.len() >= DECIDERS_MAX {
+            known.clear();
+        }
+        known.entry(cookie).or_insert_with(|| correlator.deciders(cookie).map(Arc::new)).clone()
     }
 
     /// Who is who, to read.
@@ -198,7 +226,10 @@ impl Intake<'_> {
             }
             Ok(event) => {
                 let number = self.observer.numbers.fetch_add(1, Ordering::Relaxed);
-                let row = Row::new(time_ns, number, event, &self.directory);
+                let mut row = Row::new(time_ns, number, event, &self.directory);
+                if let Event::Verdict(verdict) = &row.event {
+                    row.deciders = self.observer.deciders(verdict.cookie);
+                }
                 for tap in &self.observer.taps {
                     tap.flow(&row);
                 }

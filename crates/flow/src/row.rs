@@ -10,7 +10,7 @@ use api::hubble::flow::{
     DropReason, FlowType, TraceObservationPoint, TraceReason, TrafficDirection, Verdict,
 };
 
-use crate::directory::{Directory, IdentityLabels, Peer, ServiceName};
+use crate::directory::{Deciders, Directory, IdentityLabels, Peer, ServiceName};
 use crate::event::{Event, Trace};
 use crate::packet::{Network, Packet, Transport};
 
@@ -44,6 +44,8 @@ pub struct Row {
     pub destination: Party,
     /// Name of the device it was seen at.
     pub interface: Option<Arc<str>>,
+    /// The policies that decided, where the event says which.
+    pub deciders: Option<Arc<Deciders>>,
 }
 
 impl Row {
@@ -56,6 +58,7 @@ impl Row {
             source: Party::default(),
             destination: Party::default(),
             interface: None,
+            deciders: None,
         };
         row.interface = directory.interfaces.get(&row.ifindex()).cloned();
         let (source_identity, destination_identity) = row.identities();

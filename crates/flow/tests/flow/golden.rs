@@ -612,3 +612,47 @@ fn no_bytes_panic() {
         }
     }
 }
+
+/// Knows one rule.
+struct OneRule;
+
+impl flow::observer::Correlator for OneRule {
+    fn deciders(&self, cookie: u32) -> Option<flow::directory::Deciders> {
+        let policy = api::hubble::flow::Policy {
+            name: "web".to_owned(),
+            namespace: "prod".to_owned(),
+            kind: "CiliumNetworkPolicy".to_owned(),
+            revision: 7,
+            labels: Vec::new(),
+        };
+        let logs = vec!["web only".to_owned()];
+        (cookie == 5).then(|| flow::directory::Deciders { policies: vec![policy], logs })
+    }
+}
+
+#[test]
+fn verdicts_name_the_policies_that_decided() {
+    let observer = observer(10);
+    observer.correlate(Box::new(OneRule));
+    for (result, flags, cookie) in [(0, 1, 5), (-181, 2, 5), (0, 2, 6), (0, 2, 0)] {
+        let bytes = verdict_of(result, flags, cookie, &tcp(1, 2));
+        observer.intake().event(NOON_NS, 0, &bytes);
+    }
+    let name = |policies: &[api::hubble::flow::Policy]| {
+        policies.iter().map(|p| p.name.clone()).collect::<String>()
+    };
+    let mut lines = Vec::new();
+    for record in observer.ring.snapshot().records {
+        let Record::Flow(row) = &*record else { panic!("a flow, not {record:?}") };
+        let flow = row.to_flow(&observer.node);
+        lines.push(format!(
+            "{}|{}|{}|{}|{}",
+            name(&flow.ingress_allowed_by),
+            name(&flow.ingress_denied_by),
+            name(&flow.egress_allowed_by),
+            name(&flow.egress_denied_by),
+            flow.policy_log.join(",")
+        ));
+    }
+    assert_eq!(lines, ["web||||web only", "|||web|web only", "||||", "||||"]);
+}

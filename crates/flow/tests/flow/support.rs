@@ -123,6 +123,11 @@ pub(crate) fn dropped(reason: DropReason, packet: &[u8]) -> Vec<u8> {
 }
 
 pub(crate) fn verdict(verdict: i32, flags: u8, packet: &[u8]) -> Vec<u8> {
+    verdict_of(verdict, flags, 0, packet)
+}
+
+/// A verdict by the rules behind a cookie.
+pub(crate) fn verdict_of(verdict: i32, flags: u8, cookie: u32, packet: &[u8]) -> Vec<u8> {
     let event = PolicyVerdictNotify {
         header: header(EventType::PolicyVerdict, 0, 7, packet),
         remote_label: 2000,
@@ -130,6 +135,7 @@ pub(crate) fn verdict(verdict: i32, flags: u8, packet: &[u8]) -> Vec<u8> {
         dst_port: 80,
         proto: 6,
         flags,
+        cookie,
         ..PolicyVerdictNotify::default()
     };
     [event.as_bytes(), packet].concat()
