@@ -51,9 +51,10 @@ fn flows_are_those_of_the_packets() {
     lab.eventually("the relay is connected to both nodes", PATIENCE, || connected(&lab));
     let address = lab.addresses("web")[0];
     let request = curl(address, "/hostname");
-    lab.exec("client", &request.iter().map(String::as_str).collect::<Vec<_>>());
+    let request: Vec<&str> = request.iter().map(String::as_str).collect();
 
-    // The first packet passes six places on two nodes, and nothing else is said of it.
+    // The first packet passes six places on two nodes, and nothing else is said of it. A node that
+    // has not heard of a new pod yet cannot name it, so there may have to be another request.
     let expected: BTreeSet<String> = [
         "node-1 FROM_ENDPOINT",
         "node-1 TO_OVERLAY",
@@ -68,8 +69,11 @@ fn flows_are_those_of_the_packets() {
         ["--all", "-t", "trace", "--from-pod", "client", "--to-pod", "web", "--tcp-flags", "SYN"];
     let mut flows = Vec::new();
     lab.eventually("the first packet is seen everywhere", PATIENCE, || {
+        lab.exec("client", &request);
         flows = observe(&lab, &first);
-        seen(&flows) == expected
+        let seen = seen(&flows);
+        assert!(seen.is_subset(&expected), "{seen:?}");
+        seen == expected
     });
     for flow in &flows {
         assert_eq!(flow["destination"]["pod_name"], "web", "{flow}");
@@ -85,8 +89,6 @@ fn flows_are_those_of_the_packets() {
         observe(&lab, &["--all", "--from-pod", "web", "--to-pod", "nobody"]),
         [] as [Value; 0]
     );
-    let times: Vec<&str> = flows.iter().filter_map(|flow| flow["time"].as_str()).collect();
-    assert!(times.is_sorted(), "flows of several nodes are in order of time: {times:?}");
 }
 
 #[test]
