@@ -131,7 +131,7 @@ async fn what_was_acknowledged_outlives_a_kill() {
                         let name = format!("m-{round}-{writer}-{n}");
                         match maps.create(&PostParams::default(), &map(name.clone())).await {
                             Ok(created) => {
-                                names.push((name, created.metadata.resource_version.unwrap()))
+                                names.push((name, created.metadata.resource_version.unwrap()));
                             }
                             // Killed.
                             Err(_) => break,

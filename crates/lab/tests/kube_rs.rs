@@ -165,7 +165,7 @@ async fn history_that_is_gone_is_410() {
     for n in 0..10_000 {
         let patch =
             lab::apiserver::Patch::Merge(json!({ "spec": { "holderIdentity": format!("{n}") } }));
-        api.patch(&target, &patch, &lab::apiserver::WriteOptions::by("test")).unwrap();
+        api.patch(&target, &patch, &WriteOptions::by("test")).unwrap();
     }
     let mut events = leases.watch(&WatchParams::default(), &start).await.unwrap().boxed();
     let event = tokio::time::timeout(PATIENCE, events.try_next()).await.unwrap().unwrap();

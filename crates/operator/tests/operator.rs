@@ -20,6 +20,9 @@ use kube::runtime::wait::await_condition;
 use kube::{Api, Client};
 use lab::apiserver::{ApiServer, Config};
 use model::IdentityId;
+use operator::gc::Collector as _;
+use operator::gc::unmanaged::Unmanaged;
+use operator::metrics::Metrics;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::json;
@@ -243,7 +246,8 @@ async fn an_operator_survives_its_api_server() {
 async fn older_custom_resources_are_replaced_and_newer_ones_left() {
     let cluster = Cluster::start("crds").await;
     let api: Api<CustomResourceDefinition> = Api::all(cluster.client.clone());
-    let [mut node, mut endpoint, _] = <[_; 3]>::try_from(crds()).unwrap();
+    let mut all = crds().into_iter();
+    let (mut node, mut endpoint) = (all.next().unwrap(), all.next().unwrap());
     let label = |crd: &mut CustomResourceDefinition, version: &str| {
         let labels = crd.metadata.labels.as_mut().unwrap();
         labels.insert(SCHEMA_VERSION_LABEL.to_owned(), version.to_owned());
@@ -309,7 +313,7 @@ async fn wait_for_health(address: SocketAddr, text: &'static str) -> String {
             }
             assert!(Instant::now() < deadline, "no {text:?}, but {answer:?}");
             // Nothing can be waited for here: asking again is how one learns of health.
-            std::thread::sleep(std::time::Duration::from_millis(20));
+            std::thread::sleep(Duration::from_millis(20));
         }
     });
     asking.await.unwrap()
@@ -515,4 +519,37 @@ fn wrong_options_end_the_operator_with_a_reason() {
     let error = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(!output.status.success());
     assert!(error.contains("cluster-pool-ipv4-mask-size=31 does not fit 10.0.0.0/8"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_that_the_agent_does_not_know_is_restarted() {
+    let cluster = Cluster::start("unmanaged").await;
+    operator::crds::install(&cluster.client).await.unwrap();
+    let pods: Api<Pod> = Api::namespaced(cluster.client.clone(), "default");
+    for (name, label) in [("managed", "kube-dns"), ("unmanaged", "kube-dns"), ("other", "web")] {
+        let metadata = json!({"name": name, "labels": {"k8s-app": label}});
+        // On a node, so that it stays until that has ended it.
+        let spec = json!({"nodeName": "n", "containers": [{"name": "c", "image": "i"}]});
+        create(&pods, json!({"metadata": metadata, "spec": spec})).await;
+        let status = Patch::Merge(json!({"status": {"phase": "Running"}}));
+        pods.patch_status(name, &PatchParams::default(), &status).await.unwrap();
+    }
+    let endpoints: Api<CiliumEndpoint> = Api::namespaced(cluster.client.clone(), "default");
+    let endpoint = CiliumEndpoint::new("default", "managed");
+    endpoints.create(&PostParams::default(), &endpoint).await.unwrap();
+
+    let selector = "k8s-app=kube-dns";
+    let metrics = Metrics::default();
+    let mut patient =
+        Unmanaged::new(&cluster.client, selector, Duration::from_secs(3600), metrics.clone());
+    assert_eq!(patient.collect().await.unwrap(), "1 unmanaged pods");
+    let mut hasty = Unmanaged::new(&cluster.client, selector, Duration::ZERO, metrics);
+    let did = hasty.collect().await.unwrap();
+    assert_eq!(did, "1 unmanaged pods, default/unmanaged restarted");
+    for (name, restarted) in [("managed", false), ("unmanaged", true), ("other", false)] {
+        let pod = pods.get(name).await.unwrap();
+        assert_eq!(pod.metadata.deletion_timestamp.is_some(), restarted, "{name}");
+    }
+    // It is on its way.
+    assert_eq!(hasty.collect().await.unwrap(), "0 unmanaged pods");
 }

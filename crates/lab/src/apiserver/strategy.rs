@@ -183,7 +183,7 @@ pub(super) fn validate(resource: &Resource, value: &Value) -> Vec<FieldError> {
     match &*resource.id {
         "namespaces" | "services" => names::check_label("metadata.name", name, &mut errors),
         _ if *resource.group == *roles::GROUP => {
-            names::check_segment("metadata.name", name, &mut errors)
+            names::check_segment("metadata.name", name, &mut errors);
         }
         _ => names::check_subdomain("metadata.name", name, &mut errors),
     }

@@ -246,9 +246,8 @@ impl Api {
                 continue;
             }
             // A token that is bound to a pod outlives its node.
-            if !(kind == "node" && private["pod"].is_object())
-                && !is_there(resource, namespace, claimed)
-            {
+            let outlives = kind == "node" && private["pod"].is_object();
+            if !outlives && !is_there(resource, namespace, claimed) {
                 return Err("the object that the token is bound to is gone");
             }
             for part in ["name", "uid"] {

@@ -8,7 +8,7 @@ use anyhow::Context;
 use api::config::{Config, Invocation, IpamMode, Loaded, Program};
 use model::IpFamily;
 use operator::gc::pace::Pace;
-use operator::gc::unmanaged::Unmanaged;
+use operator::gc::unmanaged::{self, Unmanaged};
 use operator::gc::{self, endpoint::Endpoints, identity::Identities, node::Nodes};
 use operator::health::Sources;
 use operator::leader::Candidate;
@@ -131,7 +131,8 @@ fn collect_garbage(jobs: &Group, client: &kube::Client, config: &Config, metrics
     gc::start(jobs, config.cilium_endpoint_gc_interval, Endpoints::new(client));
     let interval = config.nodes_gc_interval;
     gc::start(jobs, interval, Nodes::new(client, interval));
-    let unmanaged = Unmanaged::new(client, &config.pod_restart_selector, metrics.clone());
+    let unmanaged =
+        Unmanaged::new(client, &config.pod_restart_selector, unmanaged::PATIENCE, metrics.clone());
     let interval = Duration::from_secs(config.unmanaged_pod_watcher_interval.into());
     gc::start(jobs, interval, unmanaged);
 }

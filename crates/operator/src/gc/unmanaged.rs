@@ -17,7 +17,7 @@ use super::{Collector, only, unless_changed};
 use crate::metrics::{Metrics, UNMANAGED_PODS};
 
 /// How long an agent has to make the endpoint of a running pod.
-const PATIENCE: Duration = Duration::from_secs(30);
+pub const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Since when pods, by their uid, have been running without an endpoint.
 #[derive(Debug, Default)]
@@ -26,13 +26,18 @@ pub struct Waiting(BTreeMap<String, Instant>);
 impl Waiting {
     /// Takes the unmanaged pods of a round; gives the one that has waited longest, if that is too
     /// long.
-    pub fn round(&mut self, unmanaged: &[String], now: Instant) -> Option<String> {
+    pub fn round(
+        &mut self,
+        unmanaged: &[String],
+        now: Instant,
+        patience: Duration,
+    ) -> Option<String> {
         self.0.retain(|uid, _| unmanaged.contains(uid));
         for uid in unmanaged {
             self.0.entry(uid.clone()).or_insert(now);
         }
         let (uid, since) = self.0.iter().min_by_key(|(_, since)| **since)?;
-        (now.duration_since(*since) >= PATIENCE).then(|| uid.clone())
+        (now.duration_since(*since) >= patience).then(|| uid.clone())
     }
 }
 
@@ -42,13 +47,14 @@ pub struct Unmanaged {
     selector: String,
     metrics: Metrics,
     waiting: Waiting,
+    patience: Duration,
 }
 
 impl Unmanaged {
     /// For the pods that `selector` names in the cluster behind `client`.
-    pub fn new(client: &Client, selector: &str, metrics: Metrics) -> Self {
+    pub fn new(client: &Client, selector: &str, patience: Duration, metrics: Metrics) -> Self {
         let (client, selector) = (client.clone(), selector.to_owned());
-        Self { client, selector, metrics, waiting: Waiting::default() }
+        Self { client, selector, metrics, waiting: Waiting::default(), patience }
     }
 
     /// The pods that run and have no endpoint, by uid.
@@ -77,7 +83,7 @@ impl Collector for Unmanaged {
         let unmanaged = self.unmanaged().await?;
         self.metrics.set(&UNMANAGED_PODS, &[], unmanaged.len() as f64);
         let uids: Vec<String> = unmanaged.keys().cloned().collect();
-        let overdue = self.waiting.round(&uids, Instant::now());
+        let overdue = self.waiting.round(&uids, Instant::now(), self.patience);
         let Some(pod) = overdue.and_then(|uid| unmanaged.get(&uid)) else {
             return Ok(format!("{} unmanaged pods", unmanaged.len()));
         };
@@ -106,13 +112,13 @@ mod tests {
         let start = Instant::now();
         let at = |seconds| start + Duration::from_secs(seconds);
         let uids = |list: &[&str]| list.iter().map(|&uid| uid.to_owned()).collect::<Vec<_>>();
-        assert_eq!(waiting.round(&uids(&["a", "b"]), at(0)), None);
-        assert_eq!(waiting.round(&uids(&["b"]), at(15)), None);
+        assert_eq!(waiting.round(&uids(&["a", "b"]), at(0), PATIENCE), None);
+        assert_eq!(waiting.round(&uids(&["b"]), at(15), PATIENCE), None);
         // One that was managed in between begins to wait anew.
-        assert_eq!(waiting.round(&uids(&["a", "b"]), at(30)).as_deref(), Some("b"));
-        assert_eq!(waiting.round(&uids(&["a"]), at(59)), None);
-        assert_eq!(waiting.round(&uids(&["a"]), at(60)).as_deref(), Some("a"));
-        assert_eq!(waiting.round(&[], at(90)), None);
+        assert_eq!(waiting.round(&uids(&["a", "b"]), at(30), PATIENCE).as_deref(), Some("b"));
+        assert_eq!(waiting.round(&uids(&["a"]), at(59), PATIENCE), None);
+        assert_eq!(waiting.round(&uids(&["a"]), at(60), PATIENCE).as_deref(), Some("a"));
+        assert_eq!(waiting.round(&[], at(90), PATIENCE), None);
     }
 
     #[test]

@@ -368,13 +368,10 @@ fn is_link_local(ip: IpAddr) -> bool {
 }
 
 fn parse_ip(text: &str) -> Result<IpAddr> {
-    let ip: IpAddr = text.parse().map_err(|_| {
-        fault(
-            "ip",
-            format!(
-                "IP Address {text:?} parse error during conversion from string: unable to parse IP"
-            ),
-        )
+    let ip: IpAddr = text.parse().map_err(|error| {
+        let words =
+            format!("IP Address {text:?} parse error during conversion from string: {error}");
+        fault("ip", words)
     })?;
     match ip {
         IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some() => {
@@ -385,8 +382,9 @@ fn parse_ip(text: &str) -> Result<IpAddr> {
 }
 
 fn parse_cidr(text: &str) -> Result<IpNet> {
-    text.parse().map_err(|_| {
-        fault("cidr", format!("CIDR {text:?} parse error during conversion from string: network address parse error"))
+    text.parse().map_err(|error| {
+        let words = format!("CIDR {text:?} parse error during conversion from string: {error}");
+        fault("cidr", words)
     })
 }
 
