@@ -128,3 +128,21 @@ fn what_cannot_be_exported_is_refused() {
     let bad = Export::new("stdout", rotation, &[], &[], &["sauce".to_owned()]);
     assert!(bad.unwrap_err().to_string().contains("sauce"));
 }
+
+/// A dashboard that asks for what nobody serves shows nothing, and nobody notices.
+#[test]
+fn the_dashboard_asks_for_metrics_that_there_are() {
+    let every = "drop flow flows-to-world icmp policy port-distribution tcp";
+    let served = Metrics::parse(every.split(' ')).expect("metrics that there are").render();
+    let dashboard = include_str!("../../../../deploy/grafana/hubble.json");
+    let value: serde_json::Value = serde_json::from_str(dashboard).expect("JSON");
+    let panels = value["panels"].as_array().expect("panels");
+    for panel in panels {
+        let query = panel["targets"][0]["expr"].as_str().expect("a query");
+        let start = query.find("hubble_").expect("a metric of Hubble");
+        let is_name = |c: char| c.is_ascii_lowercase() || c == '_';
+        let name: String = query[start..].chars().take_while(|c| is_name(*c)).collect();
+        assert!(served.contains(&format!("# TYPE {name} counter")), "{name}: {}", panel["title"]);
+    }
+    assert!(value["description"].as_str().is_some_and(|text| text.contains(every)));
+}
