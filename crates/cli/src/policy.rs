@@ -222,23 +222,30 @@ fn render_trace(answer: &TraceResponse, style: Style) -> String {
     text
 }
 
+/// An identity without the labels that say which cluster and namespace this is at length.
 fn render_identity(identity: &Identity) -> String {
-    let labels = labels(&identity.labels).replace('\n', ", ");
-    format!("identity {} ({labels})", identity.id)
+    let labels = labels(&identity.labels);
+    let labels: Vec<&str> =
+        labels.lines().filter(|label| !label.contains("io.cilium.k8s.")).collect();
+    format!("identity {} ({})", identity.id, labels.join(", "))
 }
 
+/// What one side's policy says, and a rule that would let the packet pass where none does.
 fn render_step(step: &TraceStep, style: Style) -> String {
-    let mut text =
-        format!("  {:8} {}\n", format!("{}:", step.direction), painted(&step.verdict, style));
+    let mut text = String::new();
     for line in step.words.lines() {
-        let _ = writeln!(text, "    {line}");
+        let _ = writeln!(text, "  {line}");
     }
     if !step.maps.is_empty() && step.maps != step.verdict {
-        let _ = writeln!(
-            text,
-            "    {}",
-            style.warning(format!("the datapath's maps say now: {}", step.maps))
-        );
+        let warning = format!("the datapath's maps say now: {}", step.maps);
+        let _ = writeln!(text, "    {}", style.warning(warning));
+    }
+    if let Some(suggestion) = step.explanation["outcome"]["suggestion"].as_str() {
+        text += "    this policy would allow it:\n\n";
+        for line in suggestion.lines() {
+            let _ = writeln!(text, "      {line}");
+        }
+        text += "\n";
     }
     text
 }
@@ -398,12 +405,14 @@ mod tests {
     #[test]
     fn traces() {
         let mut at_source = answer(vec![
-            step("egress", "allowed", "no policy selects it for egress", "allowed"),
-            step("ingress", "denied", "no rule allows it\nnearest: shop/db", ""),
+            step("egress", "allowed", "egress allowed: no policy is enforced", "allowed"),
+            step("ingress", "denied", "ingress denied by default", ""),
         ]);
+        at_source.ports[0].steps[1].explanation =
+            json!({"outcome": {"kind": "default-deny", "suggestion": "kind: X\nspec: {}\n"}});
         let at_target = answer(vec![
-            step("egress", "allowed", "no policy selects it for egress", ""),
-            step("ingress", "denied", "no rule allows it\nnearest: shop/db", "allowed"),
+            step("egress", "allowed", "egress allowed: no policy is enforced", ""),
+            step("ingress", "denied", "ingress denied by default", "allowed"),
         ]);
         add_maps(&mut at_source, &at_target);
         expect![[r"
@@ -411,12 +420,14 @@ mod tests {
             To:   identity 257 (k8s:app=db, k8s:io.kubernetes.pod.namespace=shop)
 
             80/TCP: denied
-              egress:  allowed
-                no policy selects it for egress
-              ingress: denied
-                no rule allows it
-                nearest: shop/db
+              egress allowed: no policy is enforced
+              ingress denied by default
                 the datapath's maps say now: allowed
+                this policy would allow it:
+
+                  kind: X
+                  spec: {}
+
         "]]
         .assert_eq(&render_trace(&at_source, Style::PLAIN));
     }
