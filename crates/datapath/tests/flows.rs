@@ -133,7 +133,7 @@ impl World {
         Some(*DropReason::ALL.iter().find(is_reason).expect("a reason is counted"))
     }
 
-    fn from_pod(&self, pod: Pod, bytes: Vec<u8>) -> Option<DropReason> {
+    fn pod_sends(&self, pod: Pod, bytes: Vec<u8>) -> Option<DropReason> {
         self.send(HookId::FromContainer, &mut Frame::new(bytes, pod.ifindex))
     }
 
@@ -146,13 +146,13 @@ impl World {
     fn a_says(&self, flags: u8, numbers: (u32, u32)) -> Option<DropReason> {
         let ends = ((self.at(POD_A.address), 40_000), (self.at(POD_B.address), 80));
         let segment = packets::tcp(ends.0, ends.1, flags);
-        self.from_pod(POD_A, packets::with_numbers(segment, numbers.0, numbers.1))
+        self.pod_sends(POD_A, packets::with_numbers(segment, numbers.0, numbers.1))
     }
 
     fn b_says(&self, flags: u8, numbers: (u32, u32)) -> Option<DropReason> {
         let ends = ((self.at(POD_B.address), 80), (self.at(POD_A.address), 40_000));
         let segment = packets::tcp(ends.0, ends.1, flags);
-        self.from_pod(POD_B, packets::with_numbers(segment, numbers.0, numbers.1))
+        self.pod_sends(POD_B, packets::with_numbers(segment, numbers.0, numbers.1))
     }
 
     fn shake_hands(&self) {
@@ -214,7 +214,7 @@ fn a_flow_of_two_local_pods_exists_only_if_both_policies_allow_it() {
         assert_eq!(world.flows(), (0, 1));
         // What the other side begins is another flow.
         let back = packets::tcp((world.at(POD_B.address), 1), (world.at(POD_A.address), 80), SYN);
-        assert_eq!(world.from_pod(POD_B, back), Some(DropReason::Policy));
+        assert_eq!(world.pod_sends(POD_B, back), Some(DropReason::Policy));
     }
 }
 
@@ -289,13 +289,13 @@ fn udp_is_proven_by_a_packet_after_the_reply() {
         let world = World::new(is_v6);
         let (a, b) = ((world.at(POD_A.address), 5_000), (world.at(POD_B.address), 53));
         for _ in 0..2 {
-            assert_eq!(world.from_pod(POD_A, packets::udp(a, b, b"?")), None);
+            assert_eq!(world.pod_sends(POD_A, packets::udp(a, b, b"?")), None);
             assert_eq!(world.flows(), (0, 1));
         }
-        assert_eq!(world.from_pod(POD_B, packets::udp(b, a, b"!")), None);
+        assert_eq!(world.pod_sends(POD_B, packets::udp(b, a, b"!")), None);
         assert_eq!(world.reason.get(), TRACE_REASON_REPLY);
         assert_eq!(world.flows(), (0, 1), "not by the responder's own packet");
-        assert_eq!(world.from_pod(POD_A, packets::udp(a, b, b"?")), None);
+        assert_eq!(world.pod_sends(POD_A, packets::udp(a, b, b"?")), None);
         assert_eq!(world.flows(), (1, 0));
     }
 }
@@ -306,15 +306,15 @@ fn a_full_table_refuses_new_flows_and_keeps_the_old() {
     world.shake_hands();
     world.node.assured_max = Some(1);
     let (a, b) = ((world.at(POD_A.address), 5_000), (world.at(POD_B.address), 53));
-    assert_eq!(world.from_pod(POD_A, packets::udp(a, b, b"?")), None);
-    assert_eq!(world.from_pod(POD_B, packets::udp(b, a, b"!")), None);
-    let refused = world.from_pod(POD_A, packets::udp(a, b, b"?"));
+    assert_eq!(world.pod_sends(POD_A, packets::udp(a, b, b"?")), None);
+    assert_eq!(world.pod_sends(POD_B, packets::udp(b, a, b"!")), None);
+    let refused = world.pod_sends(POD_A, packets::udp(a, b, b"?"));
     assert_eq!(refused, Some(DropReason::CtTableFull));
     assert_eq!(world.flows(), (1, 1));
     assert_eq!(world.a_says(ACK, (6, 901)), None);
     // There is room again.
     world.node.assured_max = None;
-    assert_eq!(world.from_pod(POD_A, packets::udp(a, b, b"?")), None);
+    assert_eq!(world.pod_sends(POD_A, packets::udp(a, b, b"?")), None);
     assert_eq!(world.flows(), (2, 0));
 }
 
@@ -389,14 +389,14 @@ fn echo_requests_are_not_replies() {
         let (a, b) = (world.at(POD_A.address), world.at(POD_B.address));
         for id in [7, 0] {
             assert_eq!(
-                world.from_pod(POD_B, packets::echo(b, a, id, false)),
+                world.pod_sends(POD_B, packets::echo(b, a, id, false)),
                 Some(DropReason::Policy)
             );
-            assert_eq!(world.from_pod(POD_A, packets::echo(a, b, id, true)), None);
-            assert_eq!(world.from_pod(POD_B, packets::echo(b, a, id, false)), None);
+            assert_eq!(world.pod_sends(POD_A, packets::echo(a, b, id, true)), None);
+            assert_eq!(world.pod_sends(POD_B, packets::echo(b, a, id, false)), None);
             assert_eq!(world.reason.get(), TRACE_REASON_REPLY);
             assert_eq!(
-                world.from_pod(POD_B, packets::echo(b, a, id, true)),
+                world.pod_sends(POD_B, packets::echo(b, a, id, true)),
                 Some(DropReason::Policy)
             );
         }
@@ -413,21 +413,21 @@ fn errors_are_of_the_flow_that_they_are_about() {
         let kind = if is_v6 { [1, 4] } else { [3, 3] };
         let error = |from, to, about: &[u8]| packets::icmp_error(from, to, kind, about);
         assert_eq!(
-            world.from_pod(POD_B, error(b, a, &question)),
+            world.pod_sends(POD_B, error(b, a, &question)),
             Some(DropReason::Policy),
             "no flow"
         );
-        assert_eq!(world.from_pod(POD_A, question.clone()), None);
+        assert_eq!(world.pod_sends(POD_A, question.clone()), None);
         let expires = world.only_flow().expires;
         world.pass_time(5);
-        assert_eq!(world.from_pod(POD_B, error(b, a, &question)), None);
+        assert_eq!(world.pod_sends(POD_B, error(b, a, &question)), None);
         assert_eq!(world.reason.get(), TRACE_REASON_RELATED);
         assert_eq!(world.only_flow().expires, expires, "an error keeps no flow alive");
         // About somebody else's words, and to somebody else.
         let c = world.at(example::POD_C);
         let foreign = packets::udp((a, 5_000), (c, 53), b"?");
-        assert_eq!(world.from_pod(POD_B, error(b, a, &foreign)), Some(DropReason::Policy));
-        assert_eq!(world.from_pod(POD_B, error(b, c, &question)), Some(DropReason::Policy));
+        assert_eq!(world.pod_sends(POD_B, error(b, a, &foreign)), Some(DropReason::Policy));
+        assert_eq!(world.pod_sends(POD_B, error(b, c, &question)), Some(DropReason::Policy));
         // A router may tell.
         let router = world.at(example::NODE_2);
         assert_eq!(world.tunnelled(error(router, a, &question), 6), None);
@@ -442,19 +442,19 @@ fn later_fragments_have_the_ports_of_the_first() {
         world.allow((UDP, 53));
         let ends = ((world.at(POD_A.address), 5_000), (world.at(POD_B.address), 53));
         let [first, later] = packets::in_fragments(&packets::udp(ends.0, ends.1, &[7; 100]), 9, 24);
-        assert_eq!(world.from_pod(POD_A, later.clone()), Some(DropReason::FragNosupport));
-        assert_eq!(world.from_pod(POD_A, first), None);
-        assert_eq!(world.from_pod(POD_A, later.clone()), None);
+        assert_eq!(world.pod_sends(POD_A, later.clone()), Some(DropReason::FragNosupport));
+        assert_eq!(world.pod_sends(POD_A, first), None);
+        assert_eq!(world.pod_sends(POD_A, later.clone()), None);
         // Where all ports are allowed, none need be known.
         let [_, other] = packets::in_fragments(&packets::udp(ends.0, ends.1, &[7; 100]), 10, 24);
-        assert_eq!(world.from_pod(POD_A, other.clone()), Some(DropReason::FragNosupport));
+        assert_eq!(world.pod_sends(POD_A, other.clone()), Some(DropReason::FragNosupport));
         world.rule(SLOT_A, POLICY_EGRESS, POD_B.identity, None, 0);
         world.rule(SLOT_B, POLICY_INGRESS, 0, None, 0);
-        assert_eq!(world.from_pod(POD_A, other), None);
+        assert_eq!(world.pod_sends(POD_A, other), None);
         // Too short for its own ports.
         let whole = packets::tcp(ends.0, ends.1, SYN);
         let [first, _] = packets::in_fragments(&whole, 11, 8);
-        assert_eq!(world.from_pod(POD_A, first), Some(DropReason::CtInvalidHdr));
+        assert_eq!(world.pod_sends(POD_A, first), Some(DropReason::CtInvalidHdr));
     }
 }
 
@@ -465,12 +465,12 @@ fn what_comes_from_elsewhere_meets_the_receivers_policy() {
         let ends = ((world.at(example::POD_C), 40_000), (world.at(POD_B.address), 80));
         let syn = packets::tcp(ends.0, ends.1, SYN);
         let answer = packets::tcp(ends.1, ends.0, SYN_ACK);
-        assert_eq!(world.from_pod(POD_B, answer.clone()), Some(DropReason::Policy));
+        assert_eq!(world.pod_sends(POD_B, answer.clone()), Some(DropReason::Policy));
         assert_eq!(world.tunnelled(syn.clone(), 20_003), Some(DropReason::Policy));
         world.rule(SLOT_B, POLICY_INGRESS, 20_003, Some((TCP, 80)), 0);
         assert_eq!(world.tunnelled(syn.clone(), 20_009), Some(DropReason::Policy), "by identity");
         assert_eq!(world.tunnelled(syn, 20_003), None);
-        assert_eq!(world.from_pod(POD_B, answer), None, "the reply is implicit");
+        assert_eq!(world.pod_sends(POD_B, answer), None, "the reply is implicit");
         // From the network, the address says who it is.
         let world_end = (world.at(example::WORLD), 40_000);
         let mut frame = Frame::new(packets::tcp(world_end, ends.1, SYN), 3);
@@ -515,9 +515,9 @@ fn the_host_has_a_policy_with_the_host_firewall() {
         assert_eq!(send(&world, HookId::ToNetdev, own), Some(DropReason::Policy));
         // A pod that speaks to the host meets both policies.
         let pod = (world.at(POD_A.address), 40_000);
-        assert_eq!(world.from_pod(POD_A, packets::tcp(pod, host, SYN)), Some(DropReason::Policy));
+        assert_eq!(world.pod_sends(POD_A, packets::tcp(pod, host, SYN)), Some(DropReason::Policy));
         world.rule(9, POLICY_INGRESS, POD_A.identity, Some((TCP, 22)), 0);
-        assert_eq!(world.from_pod(POD_A, packets::tcp(pod, host, SYN)), None);
+        assert_eq!(world.pod_sends(POD_A, packets::tcp(pod, host, SYN)), None);
     }
 }
 

@@ -79,7 +79,7 @@ pub fn in_fragments(frame: &[u8], id: u16, first_len: usize) -> [Vec<u8>; 2] {
             let len = (packet.len() - eth::LEN) as u16;
             packet[eth::LEN + 2..eth::LEN + 4].copy_from_slice(&len.to_be_bytes());
             packet[eth::LEN + 4..eth::LEN + 6].copy_from_slice(&id.to_be_bytes());
-            let word = offset / 8 | more << 13;
+            let word = (offset / 8) | (more << 13);
             packet[eth::LEN + 6..eth::LEN + 8].copy_from_slice(&word.to_be_bytes());
             // Writes the header's checksum.
             let ttl = packet[eth::LEN + 8];
