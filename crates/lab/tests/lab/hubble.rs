@@ -124,3 +124,58 @@ fn the_relay_survives_an_agent_and_strangers_see_nothing() {
         flows.iter().any(|flow| flow["node_name"] == "node-2")
     });
 }
+
+#[test]
+fn verdicts_name_the_policy_and_drops_are_explained() {
+    if !can_run("verdicts_name_the_policy_and_drops_are_explained") {
+        return;
+    }
+    let labelled = |mut pod: Value| {
+        let name = pod["metadata"]["name"].clone();
+        pod["metadata"]["labels"] = serde_json::json!({"app": name});
+        pod
+    };
+    let policy = serde_json::json!({
+        "apiVersion": "cilium.io/v2", "kind": "CiliumNetworkPolicy",
+        "metadata": {"name": "only-client", "namespace": "default"},
+        "spec": {
+            "endpointSelector": {"matchLabels": {"app": "web"}},
+            "ingress": [{
+                "fromEndpoints": [{"matchLabels": {"app": "client"}}],
+                "toPorts": [{"ports": [{"port": "8080", "protocol": "TCP"}]}],
+            }],
+        },
+    });
+    let pods = [labelled(pod("client", Some(1))), labelled(pod("stranger", Some(1)))];
+    let objects = [&pods[..], &[labelled(server("web", 2)), policy]].concat();
+    let lab = Lab::up(2, &[], &objects);
+    lab.eventually("the relay is connected to both nodes", PATIENCE, || connected(&lab));
+    let request = curl(lab.addresses("web")[0], "/hostname");
+    let request: Vec<&str> = request.iter().map(String::as_str).collect();
+    let short: Vec<&str> =
+        request.iter().map(|word| if *word == "10" { "1" } else { *word }).collect();
+
+    let verdicts = |from: &str| {
+        let args = ["--all", "-t", "policy-verdict", "--from-pod", from, "--to-pod", "web"];
+        observe(&lab, &args)
+    };
+    lab.eventually("an allowed flow names the policy", PATIENCE, || {
+        // Refused for as long as the policy's maps are not there yet, or a pod is not known yet.
+        let _ = lab.try_exec("client", &short);
+        verdicts("client").iter().any(|flow| {
+            flow["verdict"] == "FORWARDED" && flow["ingress_allowed_by"][0]["name"] == "only-client"
+        })
+    });
+    lab.eventually("a stranger is denied", PATIENCE, || {
+        let _ = lab.try_exec("stranger", &short);
+        verdicts("stranger")
+            .iter()
+            .any(|flow| flow["verdict"] == "DROPPED" && flow["drop_reason_desc"] == "POLICY_DENIED")
+    });
+    lab.eventually("the drop is explained", PATIENCE, || {
+        let explained = hubble(&lab, &["explain", "--last-drop", "--from-pod", "stranger"]);
+        explained.is_ok_and(|text| {
+            text.contains("default/stranger") && text.contains("none of their ingress rules allows")
+        })
+    });
+}
