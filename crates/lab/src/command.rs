@@ -492,6 +492,7 @@ fn status(args: &StatusArgs) -> Result<ExitCode> {
     println!("Supervisor:  pid {}", status.supervisor_pid);
     let pid = |pid: Option<i32>| pid.map_or_else(|| "-".to_owned(), |pid| pid.to_string());
     println!("Operator:    pid {}", pid(status.operator_pid));
+    println!("Relay:       {}", status.hubble_relay.as_deref().unwrap_or("-"));
     println!(
         "\n{:<10} {:<10} {:<8} {:<6} {:<28} AGENT SOCKET",
         "NODE", "STATE", "AGENT", "PODS", "ADDRESSES"

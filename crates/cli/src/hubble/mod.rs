@@ -77,8 +77,8 @@ async fn run(matches: &ArgMatches) -> Result<()> {
     }
 }
 
-/// The server to ask: what the user names, else this node's agent, else a lab's relay, else the
-/// relay that a port is forwarded to.
+/// The server to ask: what the user names, else this node's agent, else the relay of the lab (of
+/// `CILIUM_LAB`, where there are several), else the relay that a port is forwarded to.
 fn server(settings: &config::Settings) -> String {
     if let Some(server) = settings.get("server").filter(|server| !server.is_empty()) {
         return server.to_owned();
@@ -86,7 +86,8 @@ fn server(settings: &config::Settings) -> String {
     if Path::new(LOCAL_SOCKET).exists() {
         return format!("unix://{LOCAL_SOCKET}");
     }
-    let relay = || lab::command::lab_status(None).ok()?.hubble_relay;
+    let lab = std::env::var("CILIUM_LAB").ok();
+    let relay = || lab::command::lab_status(lab.as_deref()).ok()?.hubble_relay;
     relay().unwrap_or_else(|| DEFAULT_SERVER.to_owned())
 }
 
