@@ -92,10 +92,10 @@ pub async fn report(node: Arc<Node>, _spec: NodeSpec, mut agent: watch::Receiver
         "metadata": {"name": node.name, "namespace": LEASE_NAMESPACE},
         "spec": {"holderIdentity": node.name, "leaseDurationSeconds": 40, "renewTime": micro_now()},
     });
-    if node.cluster.find(LEASES, LEASE_NAMESPACE, &node.name).is_none() {
-        if let Err(error) = node.cluster.create(LEASES, lease) {
-            warn!(node = node.name, "create lease: {error:#}");
-        }
+    if node.cluster.find(LEASES, LEASE_NAMESPACE, &node.name).is_none()
+        && let Err(error) = node.cluster.create(LEASES, lease)
+    {
+        warn!(node = node.name, "create lease: {error:#}");
     }
     let mut written: Option<bool> = None;
     let mut cleaned = false;

@@ -324,7 +324,6 @@ async fn start_api_server(
         advertised: vec![(HUB.0, port).into(), (HUB.1, port).into()],
         streams: Some(Arc::new(Streams { paths: paths.clone(), consoles })),
         persistence: Some(paths.api_state()),
-        ..apiserver::Config::default()
     })
     .await?;
     let url = format!("https://{}", SocketAddr::new(Ipv4Addr::LOCALHOST.into(), port));

@@ -57,7 +57,7 @@ fn signal(text: &str) -> Result<Signal, String> {
     })
 }
 
-pub fn pause(args: &Node, paused: bool) -> Result<ExitCode> {
+pub(super) fn pause(args: &Node, paused: bool) -> Result<ExitCode> {
     let paths = running(args.name.name.as_deref())?;
     let request = Request::Pause { node: args.node.clone(), paused };
     ask(&paths.control(), &request, |_| {})?;
@@ -71,7 +71,7 @@ pub fn pause(args: &Node, paused: bool) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-pub fn cut(args: &Pair, cut: bool) -> Result<ExitCode> {
+pub(super) fn cut(args: &Pair, cut: bool) -> Result<ExitCode> {
     let paths = running(args.name.name.as_deref())?;
     let (one, other) = (&args.one, &args.other);
     let request = Request::Cut { nodes: (one.clone(), other.clone()), cut };
@@ -85,7 +85,7 @@ pub fn cut(args: &Pair, cut: bool) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-pub fn kill(args: &Kill) -> Result<ExitCode> {
+pub(super) fn kill(args: &Kill) -> Result<ExitCode> {
     must_be_root("kill a lab's processes")?;
     let paths = running(args.name.name.as_deref())?;
     let group = Cgroup::at(process(&paths, &args.node, &args.process)?);

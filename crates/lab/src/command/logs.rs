@@ -31,7 +31,7 @@ pub struct Logs {
 }
 
 /// Prints a log, also of a lab that has crashed.
-pub fn logs(args: &Logs) -> Result<ExitCode> {
+pub(super) fn logs(args: &Logs) -> Result<ExitCode> {
     let paths = current(args.name.name.as_deref())?;
     let path = find(&paths, args.node.as_deref(), args.process.as_deref())?;
     match show(&path, args.tail, args.follow) {

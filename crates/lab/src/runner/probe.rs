@@ -1,4 +1,4 @@
-//! Startup, readiness and liveness probes: exec, TCP and HTTP, from the node as a kubelet does.
+//! Startup, readiness and liveness probes: exec, TCP, HTTP and gRPC, from the node as a kubelet does.
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
@@ -6,6 +6,12 @@ use std::os::fd::AsFd as _;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
+use http::Request;
+use http::header::{CONTENT_TYPE, TE, USER_AGENT};
+use http_body_util::{BodyExt as _, Full};
+use hyper::client::conn::http2;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use k8s_openapi::api::core::v1 as k8s;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use tokio::sync::{mpsc, watch};
@@ -99,6 +105,13 @@ impl Prober {
         if let Some(exec) = &self.probe.exec {
             return self.exec(exec.command.clone().unwrap_or_default()).await;
         }
+        if let Some(grpc) = &self.probe.grpc {
+            let service = grpc.service.clone().unwrap_or_default();
+            return self
+                .grpc(&IntOrString::Int(grpc.port), &service, patience)
+                .await
+                .unwrap_or(false);
+        }
         let http = self.probe.http_get.clone();
         let tcp = self.probe.tcp_socket.as_ref();
         let port = http.as_ref().map(|h| &h.port).or_else(|| tcp.map(|t| &t.port));
@@ -116,6 +129,32 @@ impl Prober {
                 .unwrap_or(false)
         });
         probing.await.unwrap_or(false)
+    }
+
+    /// Asks a server of `grpc.health.v1.Health` whether it serves.
+    async fn grpc(&self, port: &IntOrString, service: &str, patience: Duration) -> Option<bool> {
+        let target = SocketAddr::new(self.sandbox.addresses.first().copied()?, self.port(port)?);
+        let sandbox = self.sandbox.clone();
+        let connecting = tokio::task::spawn_blocking(move || {
+            let connect = || TcpStream::connect_timeout(&target, patience);
+            sandbox.node.place.netns.run(connect).ok()?.ok()
+        });
+        let stream = connecting.await.ok()??;
+        stream.set_nonblocking(true).ok()?;
+        let stream = TokioIo::new(tokio::net::TcpStream::from_std(stream).ok()?);
+        let handshake = http2::handshake(TokioExecutor::new(), stream).await;
+        let (mut sender, connection) = handshake.ok()?;
+        // Ends with the sender.
+        tokio::spawn(connection);
+        let request = Request::post(format!("http://{target}/grpc.health.v1.Health/Check"))
+            .header(CONTENT_TYPE, "application/grpc")
+            .header(TE, "trailers")
+            .header(USER_AGENT, "kube-probe")
+            .body(Full::new(Bytes::from(health_request(service))))
+            .ok()?;
+        let answer = sender.send_request(request).await.ok()?;
+        let body = answer.into_body().collect().await.ok()?.to_bytes();
+        Some(is_serving(&body))
     }
 
     fn port(&self, port: &IntOrString) -> Option<u16> {
@@ -151,6 +190,24 @@ impl Prober {
     }
 }
 
+/// A `HealthCheckRequest` as gRPC frames it.
+fn health_request(service: &str) -> Vec<u8> {
+    let mut message = Vec::new();
+    // Names of services are short; one that is not names none.
+    if let len @ 1..=127 = service.len() {
+        message.extend([0x0a, len as u8]);
+        message.extend(service.as_bytes());
+    }
+    let len = message.len() as u32;
+    [&[0][..], &len.to_be_bytes(), &message].concat()
+}
+
+/// Whether a framed `HealthCheckResponse` says SERVING.
+fn is_serving(body: &[u8]) -> bool {
+    // Not compressed, length, then field 1 with the value 1.
+    matches!(body, [0, _, _, _, _, 0x08, 0x01, ..])
+}
+
 /// Connects, and for HTTP asks: any answer from 200 to 399 is good.
 fn connect(target: SocketAddr, patience: Duration, http: Option<&k8s::HTTPGetAction>) -> bool {
     let Ok(mut stream) = TcpStream::connect_timeout(&target, patience) else { return false };
@@ -165,4 +222,21 @@ fn connect(target: SocketAddr, patience: Duration, http: Option<&k8s::HTTPGetAct
         && stream.read_exact(&mut head).is_ok();
     let code = std::str::from_utf8(&head[9..]).ok().and_then(|code| code.parse::<u16>().ok());
     asked && code.is_some_and(|code| (200..400).contains(&code))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn health_is_asked_in_frames() {
+        assert_eq!(health_request(""), [0, 0, 0, 0, 0]);
+        assert_eq!(health_request("a.b"), [0, 0, 0, 0, 5, 0x0a, 3, b'a', b'.', b'b']);
+        assert!(is_serving(&[0, 0, 0, 0, 2, 0x08, 1]));
+        for other in
+            [&[0, 0, 0, 0, 2, 0x08, 2][..], &[0, 0, 0, 0, 0], &[], &[1, 0, 0, 0, 2, 0x08, 1]]
+        {
+            assert!(!is_serving(other), "{other:?}");
+        }
+    }
 }

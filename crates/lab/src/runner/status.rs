@@ -307,7 +307,6 @@ fn terminated(end: &Terminated) -> ContainerState {
             finished_at: Some(end.finished_at.clone()),
             container_id: Some(format!("lab://{}", end.id)),
             message: Some(end.message.clone()).filter(|message| !message.is_empty()),
-            ..ContainerStateTerminated::default()
         }),
         ..ContainerState::default()
     }

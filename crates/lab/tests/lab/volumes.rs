@@ -205,3 +205,47 @@ fn what_cannot_be_mounted_is_said() {
     // None of them keeps a pod from being deleted.
     lab.kubectl(&["delete", "pod", "nfs", "socket", "outside"]);
 }
+
+#[test]
+fn pods_reach_the_api_server_as_themselves() {
+    if !can_run("pods_reach_the_api_server_as_themselves") {
+        return;
+    }
+    let lab = Lab::up(1, &[], &[pod("client", Some(1))]);
+    let account = "/var/run/secrets/kubernetes.io/serviceaccount";
+    let ask = |path: &str| {
+        let script = format!(
+            "curl -sS --max-time 30 --cacert {account}/ca.crt -H \"Authorization: Bearer $(cat {account}/token)\" \
+             https://$KUBERNETES_SERVICE_HOST:$KUBERNETES_SERVICE_PORT{path}"
+        );
+        serde_json::from_str::<Value>(&lab.exec("client", &["sh", "-c", &script])).unwrap()
+    };
+    assert_eq!(lab.exec("client", &["cat", &format!("{account}/namespace")]), "default");
+    assert!(ask("/version")["gitVersion"].is_string());
+    let refused = ask("/api/v1/namespaces/default/pods");
+    assert_eq!(
+        (&refused["code"], &refused["reason"]),
+        (&json!(403), &json!("Forbidden")),
+        "{refused}"
+    );
+    let who = "system:serviceaccount:default:default";
+    assert!(refused["message"].as_str().unwrap().contains(who), "{refused}");
+    lab.kubectl(&[
+        "create",
+        "rolebinding",
+        "look",
+        "--clusterrole=view",
+        "--serviceaccount=default:default",
+    ]);
+    lab.eventually("the role counts", Duration::from_secs(30), || {
+        ask("/api/v1/namespaces/default/pods")["kind"] == "PodList"
+    });
+    // One that wants no token has none.
+    let mut without = pod("without", Some(1));
+    without["spec"]["automountServiceAccountToken"] = json!(false);
+    lab.create(vec![without]);
+    assert_eq!(
+        lab.exec("without", &["sh", "-c", &format!("ls {account} 2>/dev/null || true")]),
+        ""
+    );
+}
