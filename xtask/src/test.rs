@@ -49,9 +49,9 @@ impl Stage {
     fn budget(self) -> Duration {
         let minutes = match self {
             Self::Fast => 20,
-            Self::Kernel => 8,
+            Self::Kernel => 5,
             Self::Lab => 20,
-            Self::Vm => 10,
+            Self::Vm => 13,
         };
         Duration::from_secs(minutes * 60)
     }
