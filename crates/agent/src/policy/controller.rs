@@ -377,27 +377,26 @@ impl Controller {
         if self.retirements.iter().all(|retirement| retirement.at > now) {
             return;
         }
-        // A row that the kernel has refused may still name an old slot, or an old identity.
-        let is_late = !self.maps.addresses.failures().is_empty()
-            || !self.maps.devices.failures().is_empty()
-            || !self.maps.ipcache.failures().is_empty();
-        let (due, later) = std::mem::take(&mut self.retirements)
+        // What the kernel has refused to forget may still name an old slot, or an old identity.
+        let rows_are_late =
+            !self.maps.addresses.failures().is_empty() || !self.maps.devices.failures().is_empty();
+        let prefixes_are_late = !self.maps.ipcache.failures().is_empty();
+        let (due, later): (Vec<Retirement>, _) = std::mem::take(&mut self.retirements)
             .into_iter()
             .partition(|retirement| retirement.at <= now);
         self.retirements = later;
-        for retirement in due {
-            let retirement: Retirement = retirement;
-            if is_late {
-                self.retirements.push(Retirement { at: now + GRACE, ..retirement });
-                continue;
+        for Retirement { mut slots, mut identities, .. } in due {
+            if !rows_are_late && self.are_emptied(&slots).await {
+                let mut engine = self.engine.lock();
+                std::mem::take(&mut slots).iter().for_each(|slot| engine.emptied(*slot));
             }
-            if !self.are_emptied(&retirement.slots).await {
-                self.retirements.push(Retirement { at: now + GRACE, ..retirement });
-                continue;
+            if !prefixes_are_late {
+                self.engine.lock().forget_identities(&std::mem::take(&mut identities));
             }
-            let mut engine = self.engine.lock();
-            retirement.slots.iter().for_each(|slot| engine.emptied(*slot));
-            engine.forget_identities(&retirement.identities);
+            if !slots.is_empty() || !identities.is_empty() || self.outputs.slots_complete.is_some()
+            {
+                self.retirements.push(Retirement { at: now + GRACE, slots, identities });
+            }
         }
     }
 
