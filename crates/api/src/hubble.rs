@@ -13,6 +13,7 @@ use serde::de::DeserializeSeed as _;
 #[allow(missing_docs, reason = "generated; the documentation is in proto/flow/flow.proto")]
 #[allow(clippy::all, unused_qualifications, unreachable_pub, reason = "generated")]
 #[allow(
+    clippy::allow_attributes_without_reason,
     clippy::str_to_string,
     clippy::use_self,
     clippy::semicolon_if_nothing_returned,
@@ -26,6 +27,7 @@ pub mod flow {
 #[allow(missing_docs, reason = "generated; the documentation is in proto/observer/observer.proto")]
 #[allow(clippy::all, unused_qualifications, unreachable_pub, reason = "generated")]
 #[allow(
+    clippy::allow_attributes_without_reason,
     clippy::str_to_string,
     clippy::use_self,
     clippy::semicolon_if_nothing_returned,
@@ -39,6 +41,7 @@ pub mod observer {
 #[allow(missing_docs, reason = "generated; the documentation is in proto/peer/peer.proto")]
 #[allow(clippy::all, unused_qualifications, unreachable_pub, reason = "generated")]
 #[allow(
+    clippy::allow_attributes_without_reason,
     clippy::str_to_string,
     clippy::use_self,
     clippy::semicolon_if_nothing_returned,
