@@ -9,6 +9,7 @@ mod cluster;
 mod peer;
 mod plugin;
 mod pods;
+mod reach;
 mod record;
 
 use std::collections::BTreeMap;
@@ -22,8 +23,8 @@ pub(crate) use peer::{PeerArguments, command as peer};
 pub(crate) use plugin::act_as_plugin;
 
 /// What can be measured, in the order of a full run.
-const NAMES: [&str; 9] =
-    ["datapath", "load", "policy", "agent-policy", "flow", "pod", "cni", "memory", "lab"];
+const NAMES: [&str; 10] =
+    ["datapath", "load", "policy", "agent-policy", "flow", "pod", "reach", "cni", "memory", "lab"];
 
 /// Repetitions of every variant. `XTASK_BENCH_REPETITIONS` changes it for a quick look.
 fn repetitions() -> usize {
@@ -33,7 +34,7 @@ fn repetitions() -> usize {
 /// What to measure, and how.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
-    /// One of datapath, load, policy, agent-policy, flow, pod, cni, memory, lab; without a name all of them.
+    /// One of datapath, load, policy, agent-policy, flow, pod, reach, cni, memory, lab; without a name all of them.
     name: Option<String>,
     /// Measure the release build that is there, and build nothing.
     #[arg(long)]
@@ -69,6 +70,7 @@ pub(crate) fn bench(root: &Root, arguments: &Arguments) -> anyhow::Result<()> {
             "agent-policy" => agent_policy(root),
             "flow" => flow(root),
             "pod" => pods::bench(root),
+            "reach" => reach::bench(root),
             "cni" => plugin::bench(root),
             "memory" => cluster::memory(root),
             _ => cluster::lab(root),

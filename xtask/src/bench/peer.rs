@@ -54,12 +54,13 @@ pub(crate) fn command(arguments: &PeerArguments) -> anyhow::Result<()> {
     match &arguments.role {
         Role::Server { address } => serve(*address),
         Role::Client { address, bulk_cpu } => {
-            let (connect_p50, connect_p99) = connect(*address)?;
+            let (connect_p50, connect_p99, connects_s) = connect(*address)?;
             let (rr_p50, rr_p99) = request_response(*address)?;
             pin(*bulk_cpu)?;
             let gbit_s = bulk(*address)?;
             let result = serde_json::json!({
                 "connect_p50_us": connect_p50, "connect_p99_us": connect_p99,
+                "connects_s": connects_s,
                 "rr_p50_us": rr_p50, "rr_p99_us": rr_p99, "gbit_s": gbit_s,
             });
             println!("{result}");
@@ -114,9 +115,11 @@ fn dial(address: SocketAddr) -> anyhow::Result<TcpStream> {
     TcpStream::connect(address).with_context(|| format!("cannot connect to {address}"))
 }
 
-/// Microseconds of `connect()`: the first packet's way and the answer's.
-fn connect(address: SocketAddr) -> anyhow::Result<(f64, f64)> {
+/// Microseconds of `connect()`, the first packet's way and the answer's; and connections made and
+/// closed per second, one after the other.
+fn connect(address: SocketAddr) -> anyhow::Result<(f64, f64, f64)> {
     let mut times = Vec::with_capacity(CONNECTIONS);
+    let began = Instant::now();
     for _ in 0..CONNECTIONS {
         let started = Instant::now();
         let stream = dial(address)?;
@@ -124,7 +127,8 @@ fn connect(address: SocketAddr) -> anyhow::Result<(f64, f64)> {
         // Closing by a reset leaves no socket in TIME_WAIT, so ports do not run out.
         setsockopt(&stream, sockopt::Linger, &nix::libc::linger { l_onoff: 1, l_linger: 0 })?;
     }
-    Ok((percentile(&times, 50.0), percentile(&times, 99.0)))
+    let per_second = CONNECTIONS as f64 / began.elapsed().as_secs_f64();
+    Ok((percentile(&times, 50.0), percentile(&times, 99.0), per_second))
 }
 
 /// Microseconds of one byte there and back.

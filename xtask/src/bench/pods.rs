@@ -25,7 +25,7 @@ const PORT: u16 = 5201;
 
 /// Measures the paths.
 pub(super) fn bench(root: &Root) -> anyhow::Result<()> {
-    let routed = Namespaces::routed()?;
+    let routed = Namespaces::routed("routed")?;
     let bridged = Namespaces::bridged()?;
     let lab = Lab::up(root, "bench-pod", 1, &[&two_pods()])?;
     lab.wait_for_pods(2)?;
@@ -111,8 +111,8 @@ fn two_pods() -> String {
 }
 
 /// One way from a client to a server that is already listening.
-struct Path {
-    variant: &'static str,
+pub(super) struct Path {
+    pub(super) variant: &'static str,
     family: &'static str,
     client: Vec<String>,
     address: SocketAddr,
@@ -120,7 +120,7 @@ struct Path {
 }
 
 impl Path {
-    fn new(
+    pub(super) fn new(
         variant: &'static str,
         family: &'static str,
         client: Vec<String>,
@@ -131,7 +131,7 @@ impl Path {
         Ok(Self { variant, family, client, address, _server: Server::start(&server, address)? })
     }
 
-    fn measure(&self) -> anyhow::Result<Value> {
+    pub(super) fn measure(&self) -> anyhow::Result<Value> {
         let own = std::env::current_exe()?;
         let mut command = Command::new(&self.client[0]);
         command
@@ -175,7 +175,7 @@ impl Drop for Server {
 }
 
 /// Network namespaces with a name of ours, removed with all that is in them.
-struct Namespaces {
+pub(super) struct Namespaces {
     prefix: String,
     names: Vec<&'static str>,
 }
@@ -195,8 +195,9 @@ impl Namespaces {
         Ok(made)
     }
 
-    fn routed() -> anyhow::Result<Self> {
-        let made = Self::new("routed", &["client", "router", "server"])?;
+    /// Two networks and a router between them, in namespaces whose names begin with `kind`.
+    pub(super) fn routed(kind: &str) -> anyhow::Result<Self> {
+        let made = Self::new(kind, &["client", "router", "server"])?;
         for (name, number) in [("client", 1), ("server", 2)] {
             let router = made.name("router");
             made.ip(name, &format!("link add eth0 type veth peer name {name} netns {router}"))?;
@@ -245,7 +246,7 @@ impl Namespaces {
     }
 
     /// The words in front of a command that is to run inside.
-    fn enter(&self, name: &str) -> Vec<String> {
+    pub(super) fn enter(&self, name: &str) -> Vec<String> {
         ["ip", "netns", "exec", &self.name(name)].map(str::to_owned).to_vec()
     }
 }
