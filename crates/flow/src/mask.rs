@@ -16,7 +16,7 @@ use prost_reflect::{Kind, MessageDescriptor};
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Mask {
     /// By number; none below means the whole field.
-    fields: BTreeMap<u32, Option<Mask>>,
+    fields: BTreeMap<u32, Option<Self>>,
 }
 
 /// A path of a mask names no field.

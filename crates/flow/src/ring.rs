@@ -15,7 +15,6 @@ use crate::row::Row;
 
 /// Something that happened, as it is kept.
 #[derive(Clone, Debug, PartialEq)]
-#[expect(clippy::large_enum_variant, reason = "nearly every record is a flow")]
 pub enum Record {
     /// A flow.
     Flow(Row),

@@ -26,7 +26,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Follow the nodes and serve
-    Serve(Serve),
+    Serve(Box<Serve>),
     /// Print the version
     Version,
 }
@@ -102,7 +102,7 @@ async fn main() -> anyhow::Result<()> {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
     match Cli::parse().command {
-        Command::Serve(options) => run(options).await,
+        Command::Serve(options) => run(*options).await,
         Command::Version => {
             println!("{}", version());
             Ok(())

@@ -91,11 +91,7 @@ impl RelayService {
 trait Call: Send + Sync + 'static {
     type Response: Timed;
     /// Calls one node. `is_late` means that the client has been following for a while.
-    fn call(
-        &self,
-        client: ObserverClient<Channel>,
-        is_late: bool,
-    ) -> BoxFuture<'static, Result<BoxStream<'static, Result<Self::Response, Status>>, Status>>;
+    fn call(&self, client: ObserverClient<Channel>, is_late: bool) -> Opening<Self::Response>;
     /// Tells the client of nodes, where there are words for it.
     fn status(
         &self,
@@ -105,6 +101,10 @@ trait Call: Send + Sync + 'static {
     ) -> Option<Self::Response>;
 }
 
+/// A call to a node on its way.
+type Opening<T> = BoxFuture<'static, Result<BoxStream<'static, Result<T, Status>>, Status>>;
+
+/// The outcome of a call to a node, by its name.
 type Opened<T> = (String, Result<BoxStream<'static, Result<T, Status>>, Status>);
 
 /// One call of a client, made to all nodes.
@@ -225,8 +225,7 @@ macro_rules! call {
                 &self,
                 mut client: ObserverClient<Channel>,
                 is_late: bool,
-            ) -> BoxFuture<'static, Result<BoxStream<'static, Result<$response, Status>>, Status>>
-            {
+            ) -> Opening<$response> {
                 let mut request = self.clone();
                 if is_late {
                     // A node that joins has no part in "the last so many".

@@ -70,10 +70,13 @@ pub struct ClientFiles {
     pub allow_insecure: bool,
 }
 
+/// When each file was changed that was read, and what was made of them.
+type Loaded<C> = (Vec<Option<SystemTime>>, Arc<C>);
+
 /// A configuration that follows its files.
 pub struct Reloading<F, C> {
     files: F,
-    current: Mutex<Option<(Vec<Option<SystemTime>>, Arc<C>)>>,
+    current: Mutex<Option<Loaded<C>>>,
 }
 
 impl<F: std::fmt::Debug, C> std::fmt::Debug for Reloading<F, C> {
