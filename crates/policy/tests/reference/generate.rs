@@ -191,7 +191,7 @@ fn cilium(random: &mut Random, index: usize, is_namespaced: bool) -> Value {
         true => "CiliumNetworkPolicy",
         false => "CiliumClusterwideNetworkPolicy",
     };
-    let mut metadata = json!({"name": format!("policy-{index}"), "uid": format!("uid-{index}")});
+    let mut metadata = json!({"name": format!("policy-{index}")});
     if is_namespaced {
         metadata["namespace"] = random.one_of(&NAMESPACES).into();
     }
@@ -433,7 +433,7 @@ fn kubernetes(random: &mut Random, index: usize) -> Value {
     json!({
         "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
         "metadata": {
-            "name": format!("policy-{index}"), "uid": format!("uid-{index}"),
+            "name": format!("policy-{index}"),
             "namespace": random.one_of(&NAMESPACES),
         },
         "spec": spec,
@@ -496,7 +496,7 @@ fn cluster_policy(random: &mut Random, index: usize) -> Value {
     }
     json!({
         "apiVersion": "policy.networking.k8s.io/v1alpha2", "kind": "ClusterNetworkPolicy",
-        "metadata": {"name": format!("policy-{index}"), "uid": format!("uid-{index}")},
+        "metadata": {"name": format!("policy-{index}")},
         "spec": spec,
     })
 }
