@@ -1,6 +1,6 @@
 //! `cilium bpf ct`: the flows that the datapath follows, read from the maps' pins.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 
 use abi::conntrack::{
     DECIDED_EGRESS, DECIDED_INGRESS, FLOW_F_ASSURED, FLOW_F_AWAITS, FLOW_F_INITIATOR_CLOSED,
@@ -71,10 +71,10 @@ pub(crate) fn list(ask: &Ask, address: Option<IpAddr>) -> Result<Outcome> {
         let maps = maps(node)?;
         let mut entries = Vec::new();
         for map in [&maps.ct4_assured, &maps.ct4_unassured] {
-            entries.extend(map.entries()?.iter().map(|(key, flow)| entry(ends_v4(key), flow, now)));
+            entries.extend(map.entries()?.iter().map(|(key, flow)| entry(key.into(), flow, now)));
         }
         for map in [&maps.ct6_assured, &maps.ct6_unassured] {
-            entries.extend(map.entries()?.iter().map(|(key, flow)| entry(ends_v6(key), flow, now)));
+            entries.extend(map.entries()?.iter().map(|(key, flow)| entry(key.into(), flow, now)));
         }
         entries.retain(|entry| entry.is_of(address));
         entries.sort();
@@ -94,10 +94,10 @@ pub(crate) fn flush(ask: &Ask, address: Option<IpAddr>) -> Result<Outcome> {
         let maps = maps(node)?;
         let mut flushed = 0;
         for map in [&maps.ct4_assured, &maps.ct4_unassured] {
-            flushed += forget(map, |key| ends_v4(key).is_of(address))?;
+            flushed += forget(map, |key| Ends::from(key).is_of(address))?;
         }
         for map in [&maps.ct6_assured, &maps.ct6_unassured] {
-            flushed += forget(map, |key| ends_v6(key).is_of(address))?;
+            flushed += forget(map, |key| Ends::from(key).is_of(address))?;
         }
         Ok(Flushed { flushed })
     };
@@ -130,27 +130,29 @@ impl Ends {
     }
 }
 
-fn ends_v4(key: &FlowKeyV4) -> Ends {
-    let end = |address: [u8; 4], port| {
-        SocketAddr::new(Ipv4Addr::from(address).into(), u16::from_be_bytes(port))
-    };
-    Ends {
-        lower: end(key.lower, key.lower_port),
-        upper: end(key.upper, key.upper_port),
-        protocol: key.protocol,
-        zone: key.zone,
+impl Ends {
+    fn new<A: Into<IpAddr>>(
+        (lower, lower_port): (A, [u8; 2]),
+        (upper, upper_port): (A, [u8; 2]),
+        protocol: u8,
+        zone: u16,
+    ) -> Self {
+        let end = |address: A, port| SocketAddr::new(address.into(), u16::from_be_bytes(port));
+        Self { lower: end(lower, lower_port), upper: end(upper, upper_port), protocol, zone }
     }
 }
 
-fn ends_v6(key: &FlowKeyV6) -> Ends {
-    let end = |address: [u8; 16], port| {
-        SocketAddr::new(Ipv6Addr::from(address).into(), u16::from_be_bytes(port))
-    };
-    Ends {
-        lower: end(key.lower, key.lower_port),
-        upper: end(key.upper, key.upper_port),
-        protocol: key.protocol,
-        zone: key.zone,
+impl From<&FlowKeyV4> for Ends {
+    fn from(key: &FlowKeyV4) -> Self {
+        let (lower, upper) = ((key.lower, key.lower_port), (key.upper, key.upper_port));
+        Self::new(lower, upper, key.protocol, key.zone)
+    }
+}
+
+impl From<&FlowKeyV6> for Ends {
+    fn from(key: &FlowKeyV6) -> Self {
+        let (lower, upper) = ((key.lower, key.lower_port), (key.upper, key.upper_port));
+        Self::new(lower, upper, key.protocol, key.zone)
     }
 }
 
@@ -266,12 +268,12 @@ mod tests {
             state: FLOW_F_REPLIED | FLOW_F_ASSURED,
             ..Flow::default()
         };
-        let shown = entry(ends_v4(&key), &flow, 100);
+        let shown = entry((&key).into(), &flow, 100);
         expect![[r"
             TCP 10.0.0.2:40000 -> 10.0.0.1:80 expires=60s age=10s TxFlagsSeen=0x1b RxFlagsSeen=0x12 Flags=[ Assured Replied ] Egress=[not enforced] Ingress=[allowed identity=256 peer=257 revision=7]
         "]]
         .assert_eq(&shown.line());
-        let over = entry(ends_v4(&key), &Flow { state: FLOW_F_LOWER_BEGAN, ..flow }, 160);
+        let over = entry((&key).into(), &Flow { state: FLOW_F_LOWER_BEGAN, ..flow }, 160);
         assert_eq!((over.source.port(), over.expires_s), (80, -4));
         assert!(over.is_of("10.0.0.2".parse().ok()) && !over.is_of("10.0.0.3".parse().ok()));
     }
