@@ -486,31 +486,52 @@ mod tests {
 
     #[test]
     fn either_end_makes_two_filters() {
-        check(&["--pod", "web", "--verdict", "dropped"], expect![[r#"
+        check(
+            &["--pod", "web", "--verdict", "dropped"],
+            expect![[r#"
             +{"source_pod":["web"],"verdict":["DROPPED"]}
-            +{"destination_pod":["web"],"verdict":["DROPPED"]}"#]]);
-        check(&["--from-pod", "a/web", "--to-port", "80"], expect![[r#"+{"source_pod":["a/web"],"destination_port":["80"]}"#]]);
-        check(&["-n", "prod", "--pod", "web", "--pod", "x/y"], expect![[r#"
+            +{"destination_pod":["web"],"verdict":["DROPPED"]}"#]],
+        );
+        check(
+            &["--from-pod", "a/web", "--to-port", "80"],
+            expect![[r#"+{"source_pod":["a/web"],"destination_port":["80"]}"#]],
+        );
+        check(
+            &["-n", "prod", "--pod", "web", "--pod", "x/y"],
+            expect![[r#"
             +{"source_pod":["prod/web","x/y"]}
-            +{"destination_pod":["prod/web","x/y"]}"#]]);
-        check(&["--namespace", "prod", "--port", "80"], expect![[r#"
+            +{"destination_pod":["prod/web","x/y"]}"#]],
+        );
+        check(
+            &["--namespace", "prod", "--port", "80"],
+            expect![[r#"
             +{"source_pod":["prod/"],"source_port":["80"]}
-            +{"destination_pod":["prod/"],"destination_port":["80"]}"#]]);
-        check(&["-A", "--pod", "web"], expect![[r#"
+            +{"destination_pod":["prod/"],"destination_port":["80"]}"#]],
+        );
+        check(
+            &["-A", "--pod", "web"],
+            expect![[r#"
             +{"source_pod":["/web"]}
-            +{"destination_pod":["/web"]}"#]]);
+            +{"destination_pod":["/web"]}"#]],
+        );
     }
 
     #[test]
     fn not_is_about_the_next() {
-        check(&["--not", "--pod", "web", "--port", "80"], expect![[r#"
+        check(
+            &["--not", "--pod", "web", "--port", "80"],
+            expect![[r#"
             +{"source_port":["80"]}
             +{"destination_port":["80"]}
             -{"source_pod":["web"]}
-            -{"destination_pod":["web"]}"#]]);
-        check(&["--protocol", "tcp", "--not", "--verdict", "FORWARDED"], expect![[r#"
+            -{"destination_pod":["web"]}"#]],
+        );
+        check(
+            &["--protocol", "tcp", "--not", "--verdict", "FORWARDED"],
+            expect![[r#"
             +{"protocol":["tcp"]}
-            -{"verdict":["FORWARDED"]}"#]]);
+            -{"verdict":["FORWARDED"]}"#]],
+        );
     }
 
     #[test]

@@ -265,7 +265,8 @@ mod tests {
             Connected Nodes: 3/4
             Unavailable Nodes: 1
               - node-9
-        "#]].assert_eq(&compact("localhost:4245", &example()));
+        "#]]
+        .assert_eq(&compact("localhost:4245", &example()));
         expect![[r#"
                         NUM FLOWS: 8,190
                         MAX FLOWS: 16,380
@@ -275,7 +276,8 @@ mod tests {
               NUM CONNECTED NODES: 3
             NUM UNAVAILABLE NODES: 1
                           VERSION: hubble-relay v1
-        "#]].assert_eq(&dict(&example()));
+        "#]]
+        .assert_eq(&dict(&example()));
         expect![[r#"
             NUM FLOWS   MAX FLOWS   SEEN FLOWS   FLOWS PER SECOND   UPTIME   NUM CONNECTED NODES   NUM UNAVAILABLE NODES   VERSION
             8,190       16,380      1,234,567    30.89              1h2m5s   3                     1                       hubble-relay v1

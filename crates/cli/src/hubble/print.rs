@@ -600,13 +600,16 @@ mod tests {
 
     #[test]
     fn lines() {
-        check(&[], expect![[r#"
+        check(
+            &[],
+            expect![[r#"
             Nov  4 02:03:04.567: default/client:40000 (ID:1000) -> prod/web:80 (world) to-stack FORWARDED (TCP Flags: SYN)
             N/A: [fd00::2]:999 (ID:300) <- [fd00::1]:53 (world) to-endpoint FORWARDED (UDP)
             N/A: 10.0.0.1 (ID:1000) <> 10.0.1.2 (ID:1001) policy-verdict:L3-L4 INGRESS DENIED (ICMPv4 EchoRequest)
             N/A: a (unknown) <> b (unknown) Policy denied DROPPED ()
             EVENTS LOST: PERF_EVENT_RING_BUFFER CPU(1), 9
-        "#]]);
+        "#]],
+        );
         check(
             &[
                 "--print-node-name",
@@ -627,7 +630,9 @@ mod tests {
 
     #[test]
     fn dict() {
-        check(&["-o", "dict"], expect![[r#"
+        check(
+            &["-o", "dict"],
+            expect![[r#"
               TIMESTAMP: Nov  4 02:03:04.567
                  SOURCE: default/client:40000
             DESTINATION: prod/web:80
@@ -656,18 +661,22 @@ mod tests {
                 VERDICT: DROPPED
                 SUMMARY: 
             EVENTS LOST: PERF_EVENT_RING_BUFFER CPU(1), 9
-        "#]]);
+        "#]],
+        );
     }
 
     #[test]
     fn table() {
-        check(&["-o", "tab"], expect![[r#"
+        check(
+            &["-o", "tab"],
+            expect![[r#"
             TIMESTAMP             SOURCE                 DESTINATION     TYPE                           VERDICT     SUMMARY
             Nov  4 02:03:04.567   default/client:40000   prod/web:80     to-stack                       FORWARDED   TCP Flags: SYN
             N/A                   [fd00::1]:53           [fd00::2]:999   to-endpoint                    FORWARDED   UDP
             N/A                   10.0.0.1               10.0.1.2        policy-verdict:L3-L4 INGRESS   DENIED      ICMPv4 EchoRequest
             N/A                   a                      b               Policy denied                  DROPPED
-        "#]]);
+        "#]],
+        );
     }
 
     #[test]
@@ -694,6 +703,7 @@ mod tests {
             2023-11-04T02:03:04.005Z
             2023-11-04T02:03:04.005067Z
             2023-11-04T02:03:04.005067890Z
-            Sat, 04 Nov 2023 02:03:04 +0000"#]].assert_eq(&all.join("\n"));
+            Sat, 04 Nov 2023 02:03:04 +0000"#]]
+        .assert_eq(&all.join("\n"));
     }
 }
