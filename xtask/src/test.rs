@@ -153,7 +153,7 @@ fn also_test_older_kubectl(run: &mut Run<'_>) {
     match debian_kubectl(run.root) {
         Ok(path) => run.env.push((OTHER_KUBECTL, path.into())),
         Err(error) => {
-            run.skip("kubectl of Debian beside the one on the path", &format!("{error:#}"))
+            run.skip("kubectl of Debian beside the one on the path", &format!("{error:#}"));
         }
     }
 }

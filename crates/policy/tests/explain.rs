@@ -95,14 +95,14 @@ fn the_reason_is_named() {
     let tcp = Protocol::TCP;
     check(&[], CLIENT, tcp, 80, expect!["ingress allowed: no policy is enforced"]);
     check(
-        &[web.clone()],
+        std::slice::from_ref(&web),
         CLIENT,
         tcp,
         80,
         expect!["ingress allowed by CiliumNetworkPolicy default/web ingress[0]"],
     );
     check(
-        &[web.clone()],
+        std::slice::from_ref(&web),
         CLIENT,
         tcp,
         81,
@@ -111,7 +111,7 @@ fn the_reason_is_named() {
         ],
     );
     check(
-        &[web.clone()],
+        std::slice::from_ref(&web),
         CLIENT,
         Protocol::UDP,
         80,
@@ -120,7 +120,7 @@ fn the_reason_is_named() {
         ],
     );
     check(
-        &[web.clone()],
+        std::slice::from_ref(&web),
         SERVER,
         tcp,
         80,

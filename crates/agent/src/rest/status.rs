@@ -360,9 +360,11 @@ mod tests {
 
     /// `DropNotification` is loaded, `TraceNotification` is not.
     fn check(key: &str, value: &str) -> Result<bool, String> {
-        let mut config = Config::default();
-        config.bpf_events_drop_enabled = true;
-        config.bpf_events_trace_enabled = false;
+        let config = Config {
+            bpf_events_drop_enabled: true,
+            bpf_events_trace_enabled: false,
+            ..Config::default()
+        };
         let option = event_options(&config).into_iter().find(|option| option.key == key);
         change(key, value, option).map(|(_, on)| on)
     }

@@ -262,10 +262,10 @@ where
     world.policy.of(row.id.kind).upsert(row);
 }
 
-fn delete_policy(world: &World, kind: PolicyKind, name: &str) {
+fn delete_policy(world: &World, kind: PolicyKind, name: &str) -> statedb::Revision {
     let (namespace, name) = name.split_once('/').unwrap_or(("", name));
     let id = PolicyId { kind, namespace: namespace.to_owned(), name: name.to_owned() };
-    world.policy.of(kind).delete(&id);
+    world.policy.of(kind).delete(&id)
 }
 
 fn parse<T: DeserializeOwned>(object: &Value) -> T {
@@ -278,9 +278,9 @@ fn delete(world: &World, kind: &str, name: &str) {
         "namespace" => world.namespaces.delete(&name.to_owned()),
         "ciliumnode" => world.nodes.delete(&NodeName::new(name)),
         "ciliumendpoint" => world.cluster.delete(&name.parse().unwrap()),
-        "networkpolicy" => return delete_policy(world, PolicyKind::NetworkPolicy, name),
-        "cnp" => return delete_policy(world, PolicyKind::CiliumNetworkPolicy, name),
-        "ccnp" => return delete_policy(world, PolicyKind::CiliumClusterwideNetworkPolicy, name),
+        "networkpolicy" => delete_policy(world, PolicyKind::NetworkPolicy, name),
+        "cnp" => delete_policy(world, PolicyKind::CiliumNetworkPolicy, name),
+        "ccnp" => delete_policy(world, PolicyKind::CiliumClusterwideNetworkPolicy, name),
         "ciliumcidrgroup" => world.policy.groups.delete(&name.to_owned()),
         "ciliumidentity" => world.identities.delete(&name.parse().unwrap()),
         _ => panic!("cannot delete a {kind}"),

@@ -264,7 +264,7 @@ mod tests {
     #[test]
     fn policies_are_valid() {
         let world = world(&IpFamily::ALL);
-        for test in super::tests().iter().filter(|test| test.has_policies()) {
+        for test in tests().iter().filter(|test| test.has_policies()) {
             let manifest = test.manifest(&world);
             assert!(!manifest.contains("$("), "{}: {manifest}", test.name);
             assert!(test.description().is_some(), "{}", test.name);
@@ -280,7 +280,7 @@ mod tests {
 
     #[test]
     fn names_are_unique() {
-        let mut names: Vec<String> = super::tests().into_iter().map(|test| test.name).collect();
+        let mut names: Vec<String> = tests().into_iter().map(|test| test.name).collect();
         let all = names.len();
         names.sort();
         names.dedup();

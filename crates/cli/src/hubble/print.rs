@@ -430,9 +430,8 @@ impl<W: Write> Printer<W> {
             Some(Notification::Unknown(unknown)) => {
                 format!("type: {}, notification: {}", unknown.r#type, unknown.notification)
             }
-            Some(Notification::ServiceUpsert(_) | Notification::ServiceDelete(_)) | None => {
-                "UNKNOWN".to_owned()
-            }
+            // Services are told no more.
+            _ => "UNKNOWN".to_owned(),
         }
     }
 

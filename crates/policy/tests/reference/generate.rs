@@ -9,10 +9,10 @@ use super::{Kind, Mode, NamedPort, Packet, Party, Pod, World};
 
 /// A source of numbers that a seed repeats.
 #[derive(Clone, Debug)]
-pub struct Random(u64);
+pub(crate) struct Random(u64);
 
 impl Random {
-    pub fn new(seed: u64) -> Self {
+    pub(crate) fn new(seed: u64) -> Self {
         // Seeds are small numbers; the state must not be zero.
         Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
     }
@@ -25,16 +25,16 @@ impl Random {
         self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
     }
 
-    pub fn below(&mut self, limit: usize) -> usize {
+    pub(crate) fn below(&mut self, limit: usize) -> usize {
         (self.next() >> 33) as usize % limit
     }
 
     /// True once in so many times.
-    pub fn once_in(&mut self, times: usize) -> bool {
+    pub(crate) fn once_in(&mut self, times: usize) -> bool {
         self.below(times) == 0
     }
 
-    pub fn one_of<T: Clone>(&mut self, choices: &[T]) -> T {
+    pub(crate) fn one_of<T: Clone>(&mut self, choices: &[T]) -> T {
         choices[self.below(choices.len())].clone()
     }
 
@@ -75,7 +75,7 @@ const OUTSIDE: [&str; 8] = [
 ];
 
 /// A world of about a dozen pods, two nodes, and everybody else who may be a peer.
-pub fn world(random: &mut Random) -> World {
+pub(crate) fn world(random: &mut Random) -> World {
     let mut namespaces = BTreeMap::new();
     for name in NAMESPACES {
         // Kubernetes labels every namespace with its name.
@@ -117,7 +117,7 @@ pub fn world(random: &mut Random) -> World {
 }
 
 /// The `CiliumCIDRGroup` objects that policies speak of, but for one that is not there.
-pub fn groups() -> Vec<Value> {
+pub(crate) fn groups() -> Vec<Value> {
     vec![
         group("offices", "inside", &["192.0.2.0/25", "2001:db8:1::/48"]),
         group("partners", "outside", &["198.51.100.0/24", "192.0.2.7/32"]),
@@ -142,7 +142,7 @@ fn pod(random: &mut Random, cluster: &str) -> Pod {
 
 /// The ports that pods with this label name. Pods of equal labels have equal ports, for that is as
 /// far as an identity can tell.
-pub fn named_ports(app: &str) -> Vec<NamedPort> {
+pub(crate) fn named_ports(app: &str) -> Vec<NamedPort> {
     let port = |name: &str, number, protocol| NamedPort { name: name.to_owned(), number, protocol };
     match app {
         "web" => vec![port("http", 80, "TCP"), port("metrics", 9090, "TCP")],
@@ -160,7 +160,7 @@ fn group(name: &str, kind: &str, nets: &[&str]) -> Value {
 }
 
 /// Packets worth asking about: on, beside and between the ports that policies name.
-pub fn packets() -> Vec<Packet> {
+pub(crate) fn packets() -> Vec<Packet> {
     let tcp = [1, 80, 81, 443, 8050, 8080, 9090, 65535].map(|port| (6, port));
     let udp = [53, 80, 9090].map(|port| (17, port));
     let rest = [(132, 80), (1, 8), (1, 0), (1, 3), (58, 128), (58, 2), (47, 0)];
@@ -169,12 +169,12 @@ pub fn packets() -> Vec<Packet> {
 }
 
 /// A few policies of all kinds.
-pub fn policies(random: &mut Random) -> Vec<Value> {
+pub(crate) fn policies(random: &mut Random) -> Vec<Value> {
     let count = 1 + random.below(6);
     (0..count).map(|index| policy(random, index)).collect()
 }
 
-pub fn policy(random: &mut Random, index: usize) -> Value {
+pub(crate) fn policy(random: &mut Random, index: usize) -> Value {
     match random.below(10) {
         0..=3 => cilium(random, index, true),
         4..=5 => cilium(random, index, false),

@@ -18,7 +18,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use serde_json::Value;
 
-pub mod generate;
+pub(crate) mod generate;
 mod peer;
 mod port;
 mod selector;
@@ -27,7 +27,7 @@ use self::selector::Labels;
 
 /// Everything that verdicts depend on besides policies and the packet.
 #[derive(Clone, Debug, Default)]
-pub struct World {
+pub(crate) struct World {
     /// The name of the local cluster.
     pub cluster: String,
     pub mode: Mode,
@@ -40,7 +40,7 @@ pub struct World {
 
 /// `enable-policy`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Mode {
+pub(crate) enum Mode {
     #[default]
     Default,
     Always,
@@ -49,14 +49,14 @@ pub enum Mode {
 
 /// Somebody who sends or receives.
 #[derive(Clone, Debug)]
-pub struct Party {
+pub(crate) struct Party {
     pub name: String,
     pub kind: Kind,
     pub address: IpAddr,
 }
 
 #[derive(Clone, Debug)]
-pub enum Kind {
+pub(crate) enum Kind {
     Pod(Pod),
     /// A node, with its labels.
     Node {
@@ -70,7 +70,7 @@ pub enum Kind {
 }
 
 #[derive(Clone, Debug, Default)]
-pub struct Pod {
+pub(crate) struct Pod {
     pub cluster: String,
     pub namespace: String,
     pub service_account: String,
@@ -79,7 +79,7 @@ pub struct Pod {
 }
 
 #[derive(Clone, Debug)]
-pub struct NamedPort {
+pub(crate) struct NamedPort {
     pub name: String,
     pub number: u16,
     /// `TCP`, `UDP` or `SCTP`.
@@ -87,27 +87,27 @@ pub struct NamedPort {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Direction {
+pub(crate) enum Direction {
     Ingress,
     Egress,
 }
 
 /// What is sent. Of ICMP, `port` is the type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Packet {
+pub(crate) struct Packet {
     pub protocol: u8,
     pub port: u16,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
+pub(crate) enum Verdict {
     Allow,
     Deny(Reason),
 }
 
 /// Why not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Reason {
+pub(crate) enum Reason {
     /// A rule says so.
     Rule,
     /// Policies select the endpoint and no rule allows the packet.
@@ -126,13 +126,13 @@ impl fmt::Display for Packet {
 }
 
 impl Verdict {
-    pub fn is_allowed(self) -> bool {
+    pub(crate) fn is_allowed(self) -> bool {
         self == Self::Allow
     }
 }
 
 /// Whether a packet gets from one to the other: out at the one end and in at the other.
-pub fn passes(
+pub(crate) fn passes(
     policies: &[Value],
     world: &World,
     source: &Party,
@@ -145,7 +145,7 @@ pub fn passes(
 }
 
 /// What policy says at one end: that of `subject`, about a packet that comes from or goes to `peer`.
-pub fn verdict(
+pub(crate) fn verdict(
     policies: &[Value],
     world: &World,
     subject: &Party,
@@ -381,7 +381,7 @@ fn net(value: &Value) -> Option<IpNet> {
 }
 
 impl Party {
-    pub fn is_local_node(&self) -> bool {
+    pub(crate) fn is_local_node(&self) -> bool {
         matches!(self.kind, Kind::Node { is_local: true, .. })
     }
 
