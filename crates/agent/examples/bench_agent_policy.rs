@@ -296,8 +296,11 @@ fn policy(index: usize, version: usize) -> agent::policy::tables::PolicyObject {
         }
         _ => json!({"ipBlock": {"cidr": format!("10.{}.{}.0/24", index / 250 % 250, index % 250)}}),
     };
-    let (list, way, direction) =
-        if index.is_multiple_of(2) { ("ingress", "from", "Ingress") } else { ("egress", "to", "Egress") };
+    let (list, way, direction) = if index.is_multiple_of(2) {
+        ("ingress", "from", "Ingress")
+    } else {
+        ("egress", "to", "Egress")
+    };
     let object: NetworkPolicy = serde_json::from_value(json!({
         "metadata": {
             "name": format!("policy-{index}"), "namespace": namespace_name(namespace),

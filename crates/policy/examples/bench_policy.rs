@@ -183,8 +183,11 @@ fn policy(index: usize, version: usize) -> Policy {
         }
         _ => json!({"ipBlock": {"cidr": format!("10.{}.{}.0/24", index / 250 % 250, index % 250)}}),
     };
-    let (list, way, direction) =
-        if index.is_multiple_of(2) { ("ingress", "from", "Ingress") } else { ("egress", "to", "Egress") };
+    let (list, way, direction) = if index.is_multiple_of(2) {
+        ("ingress", "from", "Ingress")
+    } else {
+        ("egress", "to", "Egress")
+    };
     read(json!({
         "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
         "metadata": {"name": format!("policy-{index}"), "namespace": namespace_name(namespace)},
