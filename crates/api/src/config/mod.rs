@@ -20,7 +20,7 @@ mod value;
 pub use load::{ConfigError, Invocation, Loaded, Origin, Refusal};
 pub use reference::reference;
 pub use value::{
-    AllowLocalhost, CidrMatchMode, DatapathMode, IdentityAllocationMode, IpamMode, ListenAddress,
+    AllowLocalhost, DatapathMode, IdentityAllocationMode, IpamMode, ListenAddress,
     MonitorAggregation, OptionValue, PolicyEnforcement, Ratio, RoutingMode, TunnelProtocol,
 };
 
@@ -191,8 +191,6 @@ options! {
         "Enforce policies with a nodeSelector on the node itself.";
     AGENT "allow-localhost" allow_localhost: AllowLocalhost = "auto",
         "Whether the node may always reach its own pods.";
-    AGENT "policy-cidr-match-mode" policy_cidr_match_mode: CidrMatchMode = "",
-        "What besides addresses outside the cluster rules about prefixes apply to.";
     BOTH "enable-node-selector-labels" enable_node_selector_labels: bool = "false",
         "Give nodes identities by their labels, for fromNodes and toNodes.";
     AGENT "enable-k8s-networkpolicy" enable_k8s_networkpolicy: bool = "true",
@@ -277,8 +275,8 @@ options! {
         "How often CiliumEndpoints whose pod is gone or has ended are deleted; 0 never.";
     OPERATOR "nodes-gc-interval" nodes_gc_interval: Duration = "5m",
         "How often CiliumNodes whose Node is gone are looked for; deleted when found twice. 0 never.";
-    OPERATOR "unmanaged-pod-watcher-interval" unmanaged_pod_watcher_interval: u32 = "15",
-        "Seconds between two looks for running pods that Cilium does not manage; 0 never.";
+    OPERATOR "unmanaged-pod-watcher-interval" unmanaged_pod_watcher_interval: Duration = "15s",
+        "How often running pods that Cilium does not manage are looked for; 0 never.";
     OPERATOR "pod-restart-selector" pod_restart_selector: String = "k8s-app=kube-dns",
         "Labels of pods that are deleted when Cilium does not manage them; empty is all pods.";
     OPERATOR "remove-cilium-node-taints" remove_cilium_node_taints: bool = "true",

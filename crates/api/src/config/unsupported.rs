@@ -350,6 +350,7 @@ pub const ALL: &[Unsupported] = &[
     tuning("enable-per-cluster-ip-address", "connection tracking"),
     // Policy and identities.
     switch("policy-deny-response", "answers to denied packets", &["none"]),
+    switch("policy-cidr-match-mode", "matching of nodes by prefixes", &[""]),
     switch("static-cnp-path", "policies from files", &[""]),
     switch("label-prefix-file", "a file of label prefixes", &[""]),
     switch("fixed-identity-mapping", "fixed identities", &[""]),

@@ -336,16 +336,6 @@ words! {
     } else []
 }
 
-words! {
-    /// What besides addresses outside the cluster rules about prefixes apply to.
-    CidrMatchMode "empty or `nodes`" {
-        /// Nothing.
-        World = "",
-        /// Addresses of nodes.
-        Nodes = "nodes",
-    } else []
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -133,8 +133,7 @@ fn collect_garbage(jobs: &Group, client: &kube::Client, config: &Config, metrics
     gc::start(jobs, interval, Nodes::new(client, interval));
     let unmanaged =
         Unmanaged::new(client, &config.pod_restart_selector, unmanaged::PATIENCE, metrics.clone());
-    let interval = Duration::from_secs(config.unmanaged_pod_watcher_interval.into());
-    gc::start(jobs, interval, unmanaged);
+    gc::start(jobs, config.unmanaged_pod_watcher_interval, unmanaged);
 }
 
 /// Does what only the leader does, whenever we are. Without a lease the work stops, so that two
