@@ -51,11 +51,11 @@ pub const POLICY_REVISIONS: MapName =
 /// IPv4 flows that are proven: [`crate::conntrack::FlowKeyV4`] → [`crate::conntrack::Flow`].
 pub const CT4_ASSURED: MapName = MapName { name: "cilium_ct4_assured_v1", max_entries: 131_072 };
 /// IPv4 flows that are not: an LRU.
-pub const CT4_UNASSURED: MapName = MapName { name: "cilium_ct4_unassured_v1", max_entries: 65_536 };
+pub const CT4_UNASSURED: MapName = MapName { name: "cilium_ct4_unassured_v1", max_entries: 32_768 };
 /// IPv6 flows that are proven: [`crate::conntrack::FlowKeyV6`] → [`crate::conntrack::Flow`].
 pub const CT6_ASSURED: MapName = MapName { name: "cilium_ct6_assured_v1", max_entries: 131_072 };
 /// IPv6 flows that are not: an LRU.
-pub const CT6_UNASSURED: MapName = MapName { name: "cilium_ct6_unassured_v1", max_entries: 65_536 };
+pub const CT6_UNASSURED: MapName = MapName { name: "cilium_ct6_unassured_v1", max_entries: 32_768 };
 /// Datagrams in fragments: [`crate::conntrack::FragmentKey`] →
 /// [`crate::conntrack::FragmentPorts`]. An LRU.
 pub const FRAGMENTS: MapName = MapName { name: "cilium_fragments_v1", max_entries: 8_192 };
