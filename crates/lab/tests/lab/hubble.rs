@@ -83,8 +83,9 @@ fn flows_are_those_of_the_packets() {
         let labels = flow["source"]["labels"].as_array().expect("labels");
         assert!(labels.contains(&"k8s:io.kubernetes.pod.namespace=default".into()), "{flow}");
     }
-    let answers = observe(&lab, &["--all", "--from-pod", "web", "--to-pod", "client"]);
-    assert!(!answers.is_empty(), "the answer is seen as well");
+    lab.eventually("the answer is seen as well", PATIENCE, || {
+        !observe(&lab, &["--all", "--from-pod", "web", "--to-pod", "client"]).is_empty()
+    });
     assert_eq!(
         observe(&lab, &["--all", "--from-pod", "web", "--to-pod", "nobody"]),
         [] as [Value; 0]

@@ -131,6 +131,8 @@ fn taints_evict_pods() {
         web.count() == 2 && there.count() == 2
     });
     assert_eq!(lab.pod("tolerant")["status"]["phase"], "Running");
-    assert!(lab.kubectl(&["get", "events"]).contains("TaintManagerEviction"));
+    lab.eventually("the eviction is told", PATIENCE, || {
+        lab.kubectl(&["get", "events"]).contains("TaintManagerEviction")
+    });
     lab.kubectl(&["taint", "nodes", "node-1", "storm-"]);
 }
