@@ -171,8 +171,8 @@ fn bpftool_prints_names() {
     });
 }
 
-/// Budget: 32 MiB at the default sizes, with 200 endpoints. Half of it are the flows that are not
-/// proven, an LRU takes its memory at once; and the rings of events, as many as there are CPUs.
+/// Budget: 32 MiB at the default sizes, with 200 endpoints. About ten of them are the flows
+/// that are not proven: an LRU takes its memory at once.
 #[test]
 fn memory_stays_in_budget() {
     on_node("memory_stays_in_budget", || {
